@@ -1,0 +1,152 @@
+"""The coordinator: one loop between a device and a policy, and what it knows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
+
+from miriam.device.base import Command, Device, Event, EventKind, Geometry, Lane, Run
+from miriam.errors import PolicyError
+from miriam.task import Request
+
+__all__ = ["Policy", "Traffic", "View", "coordinate"]
+
+
+class View:
+    """What a coordinator can know when it decides.
+
+    Attributes
+    ----------
+    geometry
+        Of the device.
+    now_us
+        Time of the event at hand.
+    pending
+        Requests that arrived and have not finished, oldest first.
+    """
+
+    def __init__(self, geometry: Geometry, lanes: Sequence[Lane]) -> None:
+        self.geometry = geometry
+        self.now_us = 0.0
+        self.pending: list[Request] = []
+        self._flying: list[list[Run]] = [[] for _ in lanes]
+        self._left: dict[Request, dict[int, int]] = {}
+
+    def flying(self, lane: int) -> Sequence[Run]:
+        """Runs of a lane that were submitted and have not finished, in their order."""
+        return self._flying[lane]
+
+    def waiting(self, *, critical: bool) -> list[Request]:
+        """Pending requests above the normal level, or at it, oldest first."""
+        return [request for request in self.pending if request.task.critical is critical]
+
+    def idle(self, lane: int) -> bool:
+        """Whether a lane has nothing to do."""
+        return not self._flying[lane]
+
+    def launch_of(self, request: Request) -> int:
+        """The first launch of ``request`` that is not complete."""
+        left = self._left[request]
+        return min(left, default=len(request.task.program.launches))
+
+    def left(self, request: Request, launch: int) -> int:
+        """Logical blocks of a launch that have not been run."""
+        return self._left[request].get(launch, 0)
+
+    def _arrived(self, request: Request) -> None:
+        self.pending.append(request)
+        self._left[request] = {i: step.blocks for i, step in enumerate(request.task.program.launches)}
+
+    def _submitted(self, run: Run) -> None:
+        if run.request not in self._left:
+            raise PolicyError(f"request {run.request.number} of {run.request.task.name} has finished or never arrived")
+        self._flying[run.lane].append(run)
+
+    def _finished(self, run: Run) -> bool:
+        """Book a finished run; whether its request is complete now."""
+        self._flying[run.lane].remove(run)
+        left = self._left[run.request]
+        for launch in run.launches:
+            done = left.get(launch, 0) if run.blocks is None else run.blocks[1] - run.blocks[0]
+            rest = left.get(launch, 0) - done
+            if rest < 0 or (run.blocks is None and rest + done != run.request.task.program.launches[launch].blocks):
+                raise PolicyError(f"blocks of launch {launch} of {run.request.task.program.name} ran twice")
+            if rest:
+                left[launch] = rest
+            else:
+                left.pop(launch, None)
+        if left:
+            return False
+        self.pending.remove(run.request)
+        del self._left[run.request]
+        return True
+
+
+class Policy(Protocol):
+    """Decides what each lane runs next and how wide.
+
+    Attributes
+    ----------
+    name
+        As the user writes it.
+    lanes
+        The lanes that it needs.
+    """
+
+    name: str
+    lanes: tuple[Lane, ...]
+
+    def decide(self, event: Event, view: View) -> Iterable[Command]:
+        """Commands in answer to an event. ``view`` already contains the event."""
+
+    def report(self) -> Mapping[str, float]:
+        """What it wants to say about its run; empty for most."""
+
+
+class Traffic(Protocol):
+    """Where requests come from."""
+
+    def start(self) -> Iterable[Request]:
+        """The requests that are known from the start."""
+
+    def after(self, finished: Request) -> Request | None:
+        """The request that follows from a finished one (closed loop), or None."""
+
+
+def coordinate(
+    device: Device, policy: Policy, traffic: Traffic, until_us: float, trace_us: tuple[float, float] | None = None
+) -> list[Request]:
+    """Serve ``traffic`` with ``policy`` on ``device`` and give back the finished requests.
+
+    Parameters
+    ----------
+    until_us
+        When to stop; requests that are still running then are left out.
+    trace_us
+        Window whose spans and samples the device keeps.
+
+    Raises
+    ------
+    PolicyError
+        The policy ran a block twice, or a request that has finished.
+    """
+    device.open(policy.lanes, trace_us)
+    view = View(device.geometry, policy.lanes)
+    done: list[Request] = []
+    for request in traffic.start():
+        device.offer(request)
+    for event in device.events(until_us):
+        view.now_us = event.time_us
+        if event.kind is EventKind.ARRIVED and event.request is not None:
+            view._arrived(event.request)
+        elif event.kind is EventKind.FINISHED and event.run is not None and view._finished(event.run):
+            request = event.run.request
+            done.append(request)
+            following = traffic.after(request)
+            if following is not None:
+                device.offer(following)
+        for command in policy.decide(event, view):
+            if isinstance(command, Run):
+                view._submitted(command)
+            device.submit(command)
+    return done

@@ -1,0 +1,1 @@
+"""Devices: where lanes of work run."""

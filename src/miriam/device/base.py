@@ -1,0 +1,293 @@
+"""The seam between policies and devices: lanes, commands, events, geometry.
+
+A coordinator is one loop (:func:`miriam.coordinator.coordinate`): for every event of a device it asks
+the policy for commands and submits them. Two commands are enough:
+
+:class:`Run`
+    a whole program, some of its launches, or one shard of one launch, on a lane, at a width;
+:class:`Limit`
+    how many workers a lane may keep from now on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from types import MappingProxyType
+from typing import Protocol, TypeAlias
+
+from miriam.errors import DeviceError
+from miriam.program import Kernel
+from miriam.task import Request
+
+__all__ = [
+    "Command",
+    "Device",
+    "Event",
+    "EventKind",
+    "Geometry",
+    "Lane",
+    "Limit",
+    "Run",
+    "Span",
+    "Usage",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """The counts of a GPU that decide where blocks fit.
+
+    Attributes
+    ----------
+    sms
+        Streaming multiprocessors.
+    threads_per_sm, blocks_per_sm, registers_per_sm, shared_per_sm_bytes
+        What one of them holds at a time.
+    shared_per_block_bytes
+        The most that one block may have.
+    shared_reserved_bytes
+        What the system takes of every resident block's shared memory (1 KiB since compute
+        capability 8.0).
+    """
+
+    sms: int
+    threads_per_sm: int
+    blocks_per_sm: int
+    registers_per_sm: int
+    shared_per_sm_bytes: int
+    shared_per_block_bytes: int
+    shared_reserved_bytes: int = 0
+
+    def residency(self, kernel: Kernel, threads: int | None = None) -> int:
+        """Blocks of ``kernel`` that one SM holds at a time; 0 if not even one fits.
+
+        Registers are allocated to warps in units of 256, shared memory in units of 128 bytes
+        (CUDA occupancy calculator, compute capability 7.0 to 9.0).
+
+        Parameters
+        ----------
+        threads
+            Threads of a block, if not as many as the kernel has.
+        """
+        warps = -(-(threads or kernel.threads) // 32)
+        registers = warps * (-(-max(kernel.registers, 1) * 32 // 256) * 256)
+        shared = -(-kernel.shared_bytes // 128) * 128
+        if shared > self.shared_per_block_bytes:
+            return 0
+        shared += self.shared_reserved_bytes
+        fits = min(self.blocks_per_sm, self.threads_per_sm // (warps * 32), self.registers_per_sm // registers)
+        return min(fits, self.shared_per_sm_bytes // shared) if shared else fits
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """An ordered queue of work on a device: one run after another. Higher priority goes first."""
+
+    name: str
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Run:
+    """Run launches of a request on a lane. Compared by identity.
+
+    Attributes
+    ----------
+    request
+        The inference that this is part of.
+    lane
+        Index of the lane. Runs of one lane execute in the order of their submission.
+    first, last
+        The launches ``first`` to ``last - 1`` of the program, one after another; ``last`` None: to
+        the end.
+    blocks
+        Only the logical blocks ``begin`` to ``end - 1`` of launch ``first``: a shard.
+    workers
+        None: the original form, a physical block for each logical one. A number: elastic form, so
+        many workers, each running logical blocks one after another until none is left or a limit
+        of the lane tells it to leave.
+    threads
+        Threads of a physical block, if fewer than the kernel has (thin blocks).
+    limits
+        Worker limits of other lanes, by index, that hold from this run's start to its end.
+    after
+        Runs, of whatever lane, that must be finished before this one starts. The device orders
+        this by itself, with no turn of the host.
+    """
+
+    request: Request
+    lane: int
+    first: int = 0
+    last: int | None = None
+    blocks: tuple[int, int] | None = None
+    workers: int | None = None
+    threads: int | None = None
+    limits: Mapping[int, int | None] = field(default_factory=lambda: MappingProxyType({}))
+    after: tuple[Run, ...] = ()
+
+    @property
+    def launches(self) -> range:
+        """The launches that it runs, whole or in part."""
+        end = len(self.request.task.program.launches) if self.last is None else self.last
+        return range(self.first, self.first + 1 if self.blocks is not None else end)
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """From now on a lane may keep at most so many workers of elastic runs; None: all it wants.
+
+    Zero pauses the lane at the next block boundary of every worker.
+    """
+
+    lane: int
+    workers: int | None
+
+
+Command: TypeAlias = Run | Limit
+
+
+class EventKind(Enum):
+    """What happened."""
+
+    ARRIVED = auto()
+    """A request came in."""
+    FINISHED = auto()
+    """A run is complete."""
+    YIELDED = auto()
+    """The last worker of an elastic run left because of a limit of zero; the run goes on by itself
+    when the limit rises."""
+    TICK = auto()
+    """Time asked for by the policy has come."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that a coordinator hears of.
+
+    Attributes
+    ----------
+    kind, time_us
+        What, and when the coordinator noticed.
+    request
+        The request that arrived, or whose run finished or yielded.
+    run
+        The run that finished or yielded.
+    """
+
+    kind: EventKind
+    time_us: float
+    request: Request | None = None
+    run: Run | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """What a device did for one launch, or one shard of it: one bar of a timeline.
+
+    Attributes
+    ----------
+    run, launch
+        Of which run, and which launch of its program.
+    blocks
+        Logical blocks done.
+    begin_us, end_us
+        First block placed to last block gone.
+    """
+
+    run: Run
+    launch: int
+    blocks: int
+    begin_us: float
+    end_us: float
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """How full a device was between the first and the last event.
+
+    Attributes
+    ----------
+    busy_us
+        Time in which at least one block was resident.
+    occupancy
+        Achieved occupancy: resident warps over the warps that an SM can hold, averaged over the
+        SMs and the time in which an SM held at least one block (as Nsight Compute defines it).
+    sm_active
+        Share of SMs that held at least one block, averaged over the busy time.
+    blocks
+        Logical blocks that were run.
+    samples
+        (time_us, threads resident by lane) at every change inside the traced window.
+    spans
+        Launches that ended inside the traced window.
+    """
+
+    busy_us: float
+    occupancy: float
+    sm_active: float
+    blocks: int
+    samples: Sequence[tuple[float, tuple[int, ...]]] = ()
+    spans: Sequence[Span] = ()
+
+
+class Device(Protocol):
+    """Runs lanes. One device object serves one run of a coordinator.
+
+    Attributes
+    ----------
+    name
+        As the user wrote it, for example ``sim:h200/16``.
+    geometry
+        Its counts.
+    notes
+        What a reader of its results has to know (what is scaled rather than measured).
+    """
+
+    name: str
+    geometry: Geometry
+    notes: tuple[str, ...]
+
+    def open(self, lanes: Sequence[Lane], trace_us: tuple[float, float] | None = None) -> None:
+        """Make the lanes; called once. ``trace_us``: the window whose spans and samples are kept."""
+
+    def offer(self, request: Request) -> None:
+        """Let ``request`` arrive at its ``arrival_us``, which must not lie in the past."""
+
+    def wake(self, time_us: float) -> None:
+        """Give a TICK at that time."""
+
+    def submit(self, command: Command) -> None:
+        """Carry out a command, after the ones submitted before it."""
+
+    def events(self, until_us: float) -> Iterator[Event]:
+        """Events in the order of time, up to ``until_us`` or until nothing is left to happen.
+
+        Commands submitted while an event is being handled take effect before the next event.
+        """
+
+    def usage(self) -> Usage:
+        """How full the device was so far."""
+
+    def close(self) -> None:
+        """Give everything back; allowed twice."""
+
+
+def check_run(run: Run, lanes: int) -> None:
+    """Raise :class:`DeviceError` if ``run`` makes no sense on a device with so many lanes."""
+    program = run.request.task.program
+    steps = run.launches
+    if not 0 <= run.lane < lanes:
+        raise DeviceError(f"run on lane {run.lane}, the device was opened with {lanes}")
+    if not (0 <= steps.start < steps.stop <= len(program.launches)):
+        raise DeviceError(f"launches {steps.start}..{steps.stop} of {program.name}, which has {len(program.launches)}")
+    if run.blocks is not None:
+        begin, end = run.blocks
+        total = program.launches[run.first].blocks
+        if not 0 <= begin < end <= total:
+            raise DeviceError(f"blocks {begin}..{end} of launch {run.first} of {program.name}, which has {total}")
+    if run.workers is not None and run.workers < 1:
+        raise DeviceError(f"{run.workers} workers: an elastic run needs at least one; use Limit to pause a lane")
+    if run.threads is not None and not 1 <= run.threads <= program.kernel_of(run.first).threads:
+        raise DeviceError(f"{run.threads} threads a block: 1 to {program.kernel_of(run.first).threads} are possible")

@@ -1,0 +1,52 @@
+"""Errors, each with the way out in its message.
+
+::
+
+    MiriamError
+    ├── ProgramError    a program file or a program is broken
+    ├── CompileError    a model could not be turned into a program
+    ├── ProfileError    a measurement is missing or cannot be taken
+    ├── DeviceError     a device is unknown, missing or was used wrongly
+    ├── PolicyError     a policy is unknown or asked for something impossible
+    └── WorkloadError   a workload or its options are unusable
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CompileError",
+    "DeviceError",
+    "MiriamError",
+    "PolicyError",
+    "ProfileError",
+    "ProgramError",
+    "WorkloadError",
+]
+
+
+class MiriamError(Exception):
+    """Base of everything that Miriam raises on purpose."""
+
+
+class ProgramError(MiriamError):
+    """A program file or a program is broken."""
+
+
+class CompileError(MiriamError):
+    """A model could not be turned into a program."""
+
+
+class ProfileError(MiriamError):
+    """A measurement is missing or cannot be taken."""
+
+
+class DeviceError(MiriamError):
+    """A device is unknown, missing or was used wrongly."""
+
+
+class PolicyError(MiriamError):
+    """A policy is unknown or asked for something impossible."""
+
+
+class WorkloadError(MiriamError):
+    """A workload or its options are unusable."""
