@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import Protocol, TypeAlias
 
 from miriam.errors import DeviceError
-from miriam.program import Kernel
+from miriam.program import Kernel, Program
 from miriam.task import Request
 
 __all__ = [
@@ -257,6 +257,9 @@ class Device(Protocol):
 
     def wake(self, time_us: float) -> None:
         """Give a TICK at that time."""
+
+    def launch_us(self, program: Program) -> tuple[float, ...]:
+        """Time of each launch of ``program`` alone on this device, launch gap included."""
 
     def submit(self, command: Command) -> None:
         """Carry out a command, after the ones submitted before it."""
