@@ -1,0 +1,119 @@
+"""A program on a GPU: its memory, its loaded kernels, and its launches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from miriam.device.cuda.driver import Function, Gpu, Graph, Module, Stream
+from miriam.errors import DeviceError
+from miriam.program import Kernel, Pointer, Program, Source, Tensor
+
+__all__ = ["Code", "Instance"]
+
+
+class Code:
+    """The kernels of a program, loaded for one GPU; instances in any of its contexts share them."""
+
+    def __init__(self, program: Program) -> None:
+        self._modules = {
+            kernel.digest: Module(kernel.ptx.encode() + b"\0") for kernel in program.kernels if kernel.ptx is not None
+        }
+
+    def function(self, kernel: Kernel) -> Function:
+        """``kernel`` for the current context."""
+        return self._modules[kernel.digest].function(kernel.name, kernel.dynamic_shared_bytes)
+
+    def close(self) -> None:
+        """Unload everything."""
+        for module in self._modules.values():
+            module.close()
+        self._modules = {}
+
+
+class Instance:
+    """One instance of a program: buffers of its own, kernels for the current context.
+
+    Parameters
+    ----------
+    gpu
+        Where.
+    program
+        Every launch of it must carry its code (``program.runnable``), unless ``partial``.
+    code
+        Loaded kernels, to be shared among instances; by default loaded here and owned.
+    partial
+        Accept opaque launches; they are left out when the program runs.
+
+    Raises
+    ------
+    DeviceError
+        A launch is opaque, or the driver refuses the code or the memory.
+    """
+
+    def __init__(self, gpu: Gpu, program: Program, code: Code | None = None, *, partial: bool = False) -> None:
+        if not program.runnable and not partial:
+            names = sorted({k.name for k in program.kernels if k.opaque and k.ptx is None})
+            raise DeviceError(
+                f"{program.name} cannot run from its file: the code of {', '.join(names)} is not in it; "
+                "run the model it was compiled from"
+            )
+        self.program = program
+        self._gpu = gpu
+        self._code = code or Code(program)
+        self._owned = code is None
+        self._memory = [gpu.allocate(buffer.size_bytes) for buffer in program.buffers]
+        for address, buffer in zip(self._memory, program.buffers, strict=True):
+            if buffer.data is not None:
+                gpu.write(address, buffer.data)
+        self._functions = {
+            i: self._code.function(kernel) for i, kernel in enumerate(program.kernels) if kernel.ptx is not None
+        }
+
+    def address(self, at: Pointer) -> int:
+        """Device address of a place in a buffer."""
+        return self._memory[at.buffer] + at.offset_bytes
+
+    def write(self, tensor: Tensor, data: bytes) -> None:
+        """Set an input: all bytes from its first element to its last."""
+        self._gpu.write(self.address(tensor.at), data)
+
+    def read(self, tensor: Tensor, size_bytes: int) -> bytes:
+        """Bytes of an output, from its first element on."""
+        return self._gpu.read(self.address(tensor.at), size_bytes)
+
+    def runnable(self, launch: int) -> bool:
+        """Whether launch number ``launch`` can run from what the program carries."""
+        kernel = self.program.kernel_of(launch)
+        return kernel.ptx is not None or kernel.source in (Source.COPY, Source.FILL)
+
+    def enqueue(self, stream: Stream, launches: Iterable[int] | None = None) -> None:
+        """Enqueue launches in order; all that can run by default."""
+        every = [i for i in range(len(self.program.launches)) if self.runnable(i)]
+        for i in every if launches is None else launches:
+            self._enqueue(stream, i)
+
+    def _enqueue(self, stream: Stream, index: int) -> None:
+        launch = self.program.launches[index]
+        kernel = self.program.kernels[launch.kernel]
+        raw = [self.address(a).to_bytes(8, "little") if isinstance(a, Pointer) else a.raw for a in launch.args]
+        if kernel.source is Source.COPY:
+            stream.copy(*(int.from_bytes(r, "little") for r in raw))
+        elif kernel.source is Source.FILL:
+            stream.fill(*(int.from_bytes(r, "little") for r in raw))
+        else:
+            function = self._functions[launch.kernel]
+            function.launch(stream, launch.grid, kernel.block, kernel.dynamic_shared_bytes, raw)
+
+    def graph(self, stream: Stream, launches: Iterable[int] | None = None) -> Graph:
+        """Give a CUDA graph of the launches, captured on ``stream``."""
+        stream.begin_capture()
+        self.enqueue(stream, launches)
+        return stream.end_capture()
+
+    def close(self) -> None:
+        """Give the memory back, and the code if it was loaded here."""
+        for address in self._memory:
+            self._gpu.free(address)
+        self._memory = []
+        if self._owned:
+            self._code.close()
