@@ -367,7 +367,10 @@ def _manifest(program: Program) -> dict[str, Any]:
             }
             for step in program.launches
         ],
-        "buffers": [{"name": b.name, "size_bytes": b.size_bytes, "role": b.role} for b in program.buffers],
+        "buffers": [
+            {"name": b.name, "size_bytes": b.size_bytes, "role": b.role, "kept": b.data is not None}
+            for b in program.buffers
+        ],
         "inputs": [_tensor_json(t) for t in program.inputs],
         "outputs": [_tensor_json(t) for t in program.outputs],
     }
@@ -399,6 +402,11 @@ def _from_manifest(raw: dict[str, Any], code: list[dict[str, Any]], data: Mappin
         if kernel.digest != k["digest"]:
             raise ProgramError(f"the code of kernel {kernel.name!r} is not the code that was saved")
         kernels.append(kernel)
+    for i, buffer in enumerate(raw["buffers"]):
+        if buffer["kept"] != (f"weights/{i}" in data):
+            raise ProgramError(
+                f"buffer {buffer['name']!r} was not saved like this: contents are missing or not its own"
+            )
     return Program(
         name=raw["name"],
         target=raw["target"],
