@@ -1,0 +1,257 @@
+"""Everything of Triton and Inductor that is private, in one place.
+
+Written for torch 2.11 with triton 3.6 and torch 2.13 with triton 3.7; :func:`check_versions` says so
+when another pair is installed. The rest of Miriam imports only the functions below.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias, cast
+
+from miriam.errors import CompileError
+
+os.environ.setdefault(
+    "TRITON_DISABLE_LINE_INFO", "1"
+)  # no paths of this machine in the PTX, and equal kernels stay equal
+
+import torch
+import triton
+from torch._inductor import config as inductor_config
+from torch._inductor.async_compile import AsyncCompile
+from torch._inductor.choices import InductorChoices
+from torch._inductor.graph import GraphLowering
+from torch._inductor.kernel_template_choice import KernelTemplateChoice
+from torch._inductor.select_algorithm import (
+    AlgorithmSelectorCache,
+    TritonTemplateCaller,
+    add_preprocessing_fn,
+    get_algorithm_selector_cache,
+)
+from torch._inductor.template_heuristics.triton import ConvConfig
+from torch._inductor.virtualized import V
+
+__all__ = ["LoadedKernel", "Progress", "check_versions", "compile_module", "loaded_kernels", "versions"]
+
+PAIRS = (("2.11", "3.6"), ("2.12", "3.7"), ("2.13", "3.7"))
+"""Versions of torch and triton that belong together and that this module was written for."""
+
+Progress: TypeAlias = Callable[[str, int, int], None]
+"""Called with what is being done, how many steps are done, and how many there are."""
+
+# (BLOCK_M, BLOCK_N, BLOCK_K, stages, warps). M counts output pixels, N output channels.
+_TILES = (
+    (16, 32, 128, 4, 2), (16, 64, 64, 4, 2), (32, 32, 64, 4, 2), (32, 32, 128, 3, 4), (32, 64, 64, 4, 4),
+    (64, 32, 64, 4, 4), (64, 64, 32, 4, 4), (64, 64, 64, 4, 4), (64, 128, 64, 4, 4), (128, 64, 64, 4, 4),
+    (128, 64, 32, 3, 4), (128, 128, 32, 3, 4), (128, 128, 64, 3, 4), (128, 128, 64, 3, 8), (128, 256, 64, 3, 8),
+)  # fmt: skip
+
+_PER_SHAPE = 6
+_CONV_WARPS = 4  # conv templates with a loop over taps are miscompiled at 8 warps (triton-lang/triton issue 1254)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what compiles."""
+    return {"torch": torch.__version__, "triton": triton.__version__, "cuda": str(torch.version.cuda)}
+
+
+def check_versions() -> None:
+    """Raise :class:`CompileError` unless torch and triton are a pair that this module knows."""
+    pair = tuple(".".join(v.split(".")[:2]) for v in (torch.__version__, triton.__version__))
+    if pair not in PAIRS:
+        known = " or ".join(f"torch {a} with triton {b}" for a, b in PAIRS)
+        raise CompileError(f"torch {pair[0]} with triton {pair[1]} is not supported: install {known}")
+
+
+def options() -> dict[str, Any]:
+    """Inductor options: constants folded, templates tuned, each for itself and not inside a fusion."""
+    return {
+        "max_autotune_gemm": True,
+        "max_autotune_gemm_backends": "ATEN,TRITON",  # see _triton_first
+        "max_autotune_conv_backends": "ATEN,TRITON",
+        "benchmark_epilogue_fusion": False,
+        "freezing": True,
+        "epilogue_fusion": True,
+        "combo_kernels": False,
+        "use_static_cuda_launcher": False,  # the static launcher loads kernels past the hooks that tell their handles
+        "triton.unique_kernel_names": True,
+        "triton.cudagraphs": False,
+        "triton.enable_persistent_tma_matmul": False,
+        "triton.cooperative_reductions": False,
+        "triton.autotune_at_compile_time": False,
+        "inductor_choices_class": FewChoices,
+    }
+
+
+class FewChoices(InductorChoices):
+    """A handful of tiles for each shape: those whose grid comes closest to filling the GPU."""
+
+    def uuid(self) -> str:
+        """Name of this search in Inductor's cache keys."""
+        return "miriam-few-1"
+
+    def get_conv_configs(self, device_type: str | None = "cuda") -> Any:
+        """Tiles of the convolution templates."""
+        heuristics = self.get_config_heuristics(device_type)
+
+        def generate(m: Any, n: Any, k: Any, **kwargs: Any) -> Any:
+            tiles = sorted(_TILES, key=partial(_misfit, _hint(m), _hint(n)))
+            configs = [ConvConfig(bm, bn, bk, s, min(w, _CONV_WARPS)) for bm, bn, bk, s, w in tiles]
+            kept = []
+            for config in heuristics.preprocess_mm_configs(m, n, k, configs=configs, op_name="conv", **kwargs):
+                kept.append(config)
+                if len(kept) == _PER_SHAPE:
+                    break
+            return iter(kept)
+
+        return generate
+
+    def _finalize_template_configs(self, template_choices: Any, kernel_inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        every: list[KernelTemplateChoice] = super()._finalize_template_configs(
+            template_choices, kernel_inputs, *args, **kwargs
+        )
+        m, n = (_hint(size) for size in kernel_inputs.output_layout().size[-2:])
+        tiled: list[tuple[KernelTemplateChoice, dict[str, Any]]] = []
+        others: list[tuple[KernelTemplateChoice, dict[str, Any]]] = []
+        for choice in every:
+            tile = choice.params.to_kwargs()
+            (tiled if "BLOCK_M" in tile and "BLOCK_N" in tile else others).append((choice, tile))
+        tiled.sort(key=lambda pair: _misfit(m, n, (pair[1]["BLOCK_M"], pair[1]["BLOCK_N"], 0, 0, 0)))
+        return [choice for choice, _ in others + tiled[: _PER_SHAPE + 2]]
+
+
+def _hint(size: Any) -> int:
+    return int(size) if isinstance(size, int) or getattr(size, "is_number", False) else 1024
+
+
+def _misfit(m: int, n: int, tile: tuple[int, int, int, int, int]) -> float:
+    """How far the grid of a tile is from one and a half waves of one block on each SM, in octaves."""
+    blocks = math.ceil(m / tile[0]) * math.ceil(n / tile[1])
+    return abs(math.log2(blocks / (1.5 * _sms())))
+
+
+def _sms() -> int:
+    return torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedKernel:
+    """A Triton kernel that was loaded in this process: its entry name and the files of its stages."""
+
+    name: str
+    files: dict[str, str]
+
+    def text(self, stage: str) -> str | None:
+        """Text of a stage (``ptx``, ``ttir``), or None if Triton kept none."""
+        path = self.files.get(f"{self.name}.{stage}")
+        return Path(path).read_text() if path else None
+
+
+@contextmanager
+def loaded_kernels() -> Iterator[dict[int, LoadedKernel]]:
+    """Collect the Triton kernels that are loaded inside, by their driver handle."""
+    found: dict[int, LoadedKernel] = {}
+
+    def loaded(module: Any, function: Any, name: str, files: dict[str, str], digest: str) -> None:
+        found[int(function)] = LoadedKernel(name, {Path(p).name: str(p) for p in files.values()})
+
+    hook = triton.knobs.runtime.kernel_load_end_hook
+    hook.add(loaded)
+    try:
+        yield found
+    finally:
+        hook.remove(loaded)
+
+
+def _triton_first(choices: list[Any]) -> list[Any]:
+    """Triton templates where there are any; a library only where there is nothing else."""
+    return [choice for choice in choices if isinstance(choice, TritonTemplateCaller)] or choices
+
+
+@contextmanager
+def _search() -> Iterator[None]:
+    """Our tiles, Triton first, short measurements, and no log lines about candidates that do not fit."""
+    logs = [logging.getLogger(f"torch._inductor.{name}") for name in ("select_algorithm", "runtime.triton_heuristics")]
+    levels = [log.level for log in logs]
+    add_preprocessing_fn(_triton_first)
+    short = inductor_config.patch(inductor_default_autotune_warmup=5, inductor_default_autotune_rep=20)
+    try:
+        for log in logs:
+            log.setLevel(logging.CRITICAL)
+        with V.set_choices_handler(FewChoices()), short:
+            yield
+    finally:
+        get_algorithm_selector_cache().preprocessing_fns.remove(_triton_first)
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)
+
+
+class _Collected(Exception):  # noqa: N818 - it ends a pass, it is no error
+    """Ends the first pass of a compilation: every candidate is known."""
+
+
+@contextmanager
+def _collecting(pending: dict[int, Callable[[], Any]]) -> Iterator[None]:
+    """Lower without tuning: note what would have to be compiled, and stop before code is made."""
+
+    def note(self: Any, name: str, nodes: Any, layout: Any, gens: Any, key: str, choices: Any, precompile: Any,
+             *args: Any, **kwargs: Any) -> Any:  # fmt: skip
+        pending[id(precompile)] = precompile
+        return {choice: float(i + 1) for i, choice in enumerate(choices)}
+
+    def stop(self: Any, *args: Any, **kwargs: Any) -> Any:
+        raise _Collected
+
+    tuning, codegen = AlgorithmSelectorCache.do_autotuning, GraphLowering.codegen
+    setattr(AlgorithmSelectorCache, "do_autotuning", note)  # noqa: B010 - a plain assignment is refused by mypy
+    setattr(GraphLowering, "codegen", stop)  # noqa: B010
+    try:
+        yield
+    finally:
+        setattr(AlgorithmSelectorCache, "do_autotuning", tuning)  # noqa: B010
+        setattr(GraphLowering, "codegen", codegen)  # noqa: B010
+
+
+def compile_module(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], progress: Progress) -> Callable[..., Any]:
+    """Compile ``module`` for ``inputs``, with Triton wherever it can, and run it once.
+
+    Tuning compiles hundreds of candidate kernels. Inductor does that shape by shape, waiting for each;
+    here a first pass only collects the candidates, all cores compile them at once into Triton's cache,
+    and the second pass finds them there.
+    """
+    check_versions()
+    with _search():
+        AsyncCompile.wait_pool_ready()
+        pending: dict[int, Callable[[], Any]] = {}
+        progress("finding candidates", 0, 1)
+        torch._dynamo.reset()
+        with _collecting(pending):
+            try:
+                torch.compile(module, options=options(), fullgraph=True)(*inputs)
+            except Exception as error:
+                if not _caused_by(error, _Collected):
+                    raise
+        for done, precompile in enumerate(pending.values()):
+            progress("compiling candidates", done, len(pending))
+            precompile()
+        torch._dynamo.reset()
+        progress("tuning", 0, 1)
+        compiled = torch.compile(module, options=options(), fullgraph=True)
+        compiled(*inputs)
+        progress("tuning", 1, 1)
+    return cast(Callable[..., Any], compiled)
+
+
+def _caused_by(error: BaseException | None, kind: type[BaseException]) -> bool:
+    while error is not None:
+        if isinstance(error, kind):
+            return True
+        error = getattr(error, "inner_exception", None) or error.__cause__ or error.__context__
+    return False

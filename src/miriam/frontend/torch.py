@@ -1,0 +1,228 @@
+"""PyTorch modules -> programs: torch.compile, one CUDA graph, read back node by node."""
+
+from __future__ import annotations
+
+import datetime
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from miriam.errors import CompileError
+from miriam.frontend.captured import Code, Memory, Region, to_program
+from miriam.program import Program, Role
+
+if TYPE_CHECKING:
+    import torch
+
+    from miriam.device.cuda.driver import GraphNode
+    from miriam.frontend._inductor import LoadedKernel, Progress
+
+__all__ = ["Captured", "capture", "compile_factory"]
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    """Report nothing."""
+
+
+class Captured:
+    """A compiled module, its CUDA graph, and the program that was read from the graph.
+
+    Attributes
+    ----------
+    program
+        The program, weights included.
+    inputs, outputs
+        The tensors that the graph reads and writes, in the program's order.
+    """
+
+    def __init__(self, program: Program, graph: Any, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor],
+                 keep: object) -> None:  # fmt: skip
+        self.program = program
+        self.inputs = tuple(inputs)
+        self.outputs = tuple(outputs)
+        self._graph = graph
+        self._keep = keep  # kernels are unloaded with the module that was compiled to them
+
+    def replay(self) -> None:
+        """Run the graph once on the current stream."""
+        self._graph.replay()
+
+
+def capture(
+    module: torch.nn.Module, inputs: Sequence[torch.Tensor], *, name: str, weights: bool = True,
+    progress: Progress = _silent,
+) -> Captured:  # fmt: skip
+    """Compile ``module`` for these inputs and capture one inference.
+
+    Parameters
+    ----------
+    module
+        In ``eval()`` mode, on the GPU.
+    inputs
+        CUDA tensors; shapes and strides are fixed from now on.
+    weights
+        Whether the program carries the contents of its weights.
+    progress
+        Told what is being done.
+
+    Raises
+    ------
+    CompileError
+        No GPU, torch and triton versions that do not belong together, a model in training mode, or
+        one that cannot be compiled or captured.
+    """
+    torch = _torch()
+    if not torch.cuda.is_available():
+        raise CompileError("compiling needs a CUDA GPU, and torch sees none: see 'miriam devices'")
+    if module.training:
+        raise CompileError(f"{name} is in training mode: call .eval() on it")
+    if any(not x.is_cuda for x in inputs):
+        raise CompileError(f"an input of {name} is not on the GPU: move it with .cuda()")
+    from miriam.frontend import _inductor
+
+    try:
+        with torch.no_grad(), _inductor.loaded_kernels() as loaded:
+            compiled = _inductor.compile_module(module, tuple(inputs), progress)
+            progress("capturing", 0, 1)
+            graph, outputs = _capture(torch, compiled, inputs)
+    except CompileError:
+        raise
+    except Exception as error:
+        raise CompileError(f"{name} cannot be compiled: {type(error).__name__}: {error}") from error
+    program = _program(torch, name, graph, inputs, outputs, loaded, weights)
+    graph.instantiate()
+    progress("capturing", 1, 1)
+    return Captured(program, graph, inputs, outputs, compiled)
+
+
+def compile_factory(
+    spec: str, shapes: Sequence[Sequence[int]], dtype: str = "float16", *, name: str | None = None,
+    weights: bool = True, progress: Progress = _silent,
+) -> Program:  # fmt: skip
+    """Compile what a factory makes: ``package.module:factory``, or ``file.py:factory``.
+
+    The factory takes no arguments and gives an ``nn.Module``. Inputs are random tensors of these
+    shapes and this dtype.
+    """
+    torch = _torch()
+    factory = _factory(spec)
+    try:
+        kind = getattr(torch, dtype)
+    except AttributeError:
+        raise CompileError(f"{dtype!r} is no dtype of torch: try float16, bfloat16 or float32") from None
+    if not torch.cuda.is_available():
+        raise CompileError("compiling needs a CUDA GPU, and torch sees none: see 'miriam devices'")
+    torch.manual_seed(0)
+    module = factory()
+    if not isinstance(module, torch.nn.Module):
+        raise CompileError(f"{spec} gives a {type(module).__name__}, an nn.Module is needed")
+    module = module.eval().to("cuda", kind)
+    inputs = [torch.randn(*shape, device="cuda").to(kind) for shape in shapes]
+    return capture(
+        module, inputs, name=name or spec.rpartition(":")[2], weights=weights, progress=progress
+    ).program  # fmt: skip
+
+
+def _torch() -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise CompileError("compiling a model needs torch: pip install 'miriam[torch,cuda]'") from error
+    return torch
+
+
+def _factory(spec: str) -> Any:
+    where, colon, attribute = spec.partition(":")
+    if not colon or not attribute:
+        raise CompileError(f"{spec!r} names no factory: write package.module:factory or file.py:factory")
+    try:
+        if where.endswith(".py"):
+            path = Path(where).resolve()
+            if not path.is_file():
+                raise CompileError(f"there is no file {where}")
+            sys.path.insert(0, str(path.parent))
+            where = path.stem
+        else:
+            sys.path.insert(0, "")
+        module = importlib.import_module(where)
+        return getattr(module, attribute)
+    except ImportError as error:
+        raise CompileError(f"cannot import {where}: {error}") from error
+    except AttributeError:
+        raise CompileError(f"{where} has no {attribute!r}") from None
+    finally:
+        sys.path.pop(0)
+
+
+def _capture(torch: Any, compiled: Any, inputs: Sequence[torch.Tensor]) -> tuple[Any, list[torch.Tensor]]:
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(2):  # lazy set-up of libraries must not end up in the graph
+            compiled(*inputs)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph(keep_graph=True)
+    with torch.cuda.graph(graph, stream=stream):
+        result = compiled(*inputs)
+    outputs, _ = torch.utils._pytree.tree_flatten(result)
+    if not all(isinstance(x, torch.Tensor) for x in outputs):
+        raise CompileError("the model gives something that is not a tensor; give tensors alone")
+    return graph, outputs
+
+
+def _program(torch: Any, name: str, graph: Any, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor],
+             loaded: dict[int, LoadedKernel], weights: bool) -> Program:  # fmt: skip
+    from miriam.device.cuda import driver
+    from miriam.frontend import _inductor
+
+    gpu = driver.Gpu(torch.cuda.current_device())
+
+    def code(node: GraphNode) -> Code:
+        facts = driver.function_facts(node.function)
+        kernel = loaded.get(node.function)
+        ptx, ttir = (kernel.text("ptx"), kernel.text("ttir")) if kernel and kernel.name == node.name else (None, None)
+        return Code(facts["registers"], facts["shared_bytes"], ptx, ttir)
+
+    def tensors(prefix: str, given: Sequence[torch.Tensor]) -> dict[str, Any]:
+        return {
+            f"{prefix}{i}": (x.data_ptr(), str(x.dtype).removeprefix("torch."), tuple(x.shape), tuple(x.stride()))
+            for i, x in enumerate(given)
+        }
+
+    try:
+        nodes = driver.graph_nodes(graph.raw_cuda_graph())
+        regions = _regions(torch, graph, inputs)
+        major, minor = torch.cuda.get_device_capability()
+        meta = {
+            **_inductor.versions(),
+            "made": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+            "device": torch.cuda.get_device_name(),
+        }
+        memory = Memory(regions, gpu.read if weights else None)
+        return to_program(name, f"sm_{major}{minor}{'a' if major >= 9 else ''}", nodes, code, memory,
+                          tensors("input", inputs), tensors("output", outputs), meta)  # fmt: skip
+    finally:
+        gpu.close()
+
+
+def _regions(torch: Any, graph: Any, inputs: Sequence[torch.Tensor]) -> list[Region]:
+    """Map device memory: the graph's own pool segment by segment, everything else block by block.
+
+    Inside a graph's pool torch reuses addresses for one intermediate after the other, so only the
+    whole segment has a size that holds throughout.
+    """
+    given = {x.untyped_storage().data_ptr(): i for i, x in enumerate(inputs)}
+    regions: list[Region] = []
+    for segment in torch.cuda.memory_snapshot():
+        if tuple(segment["segment_pool_id"]) == tuple(graph.pool()):
+            regions.append(Region(segment["address"], segment["total_size"], Role.INTERMEDIATE, f"arena{len(regions)}"))
+            continue
+        for block in segment["blocks"]:
+            if block["state"] != "active_allocated":
+                continue
+            number = given.get(block["address"])
+            role, label = (Role.WEIGHT, f"weight{len(regions)}") if number is None else (Role.INPUT, f"input{number}")
+            regions.append(Region(block["address"], block["size"], role, label))
+    return regions
