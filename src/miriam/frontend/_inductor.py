@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 from miriam.errors import CompileError
 
@@ -246,7 +246,7 @@ def compile_module(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], pr
         compiled = torch.compile(module, options=options(), fullgraph=True)
         compiled(*inputs)
         progress("tuning", 1, 1)
-    return cast(Callable[..., Any], compiled)
+    return compiled
 
 
 def _caused_by(error: BaseException | None, kind: type[BaseException]) -> bool:

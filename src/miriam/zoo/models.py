@@ -176,7 +176,7 @@ class _Inverted(nn.Module):
         if self.gate is not None:
             y = y * self.gate(y)
         y = self.narrow(y)
-        return x + y if self.straight else y
+        return torch.add(x, y) if self.straight else torch.as_tensor(y)
 
 
 def mobilenetv3() -> nn.Module:

@@ -1,0 +1,103 @@
+"""Compile the networks of the zoo on this machine's GPU and check each program against its module.
+
+    python benchmarks/make_zoo.py --out FOLDER [--only resnet18 gru] [--warm]
+
+Writes ``FOLDER/<name>.miriam`` and ``FOLDER/zoo.json``: for each program its compile time, launches,
+how many of them are Triton's, whether the program loaded from its file gives the output of the
+compiled module to the bit, and how far that output lies from the eager module's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+import traceback
+from pathlib import Path
+
+import torch
+
+from miriam.device.cuda.driver import Gpu, Stream
+from miriam.device.cuda.instance import Instance
+from miriam.frontend.torch import Captured, capture
+from miriam.program import Program, Source
+from miriam.zoo.models import MODELS
+
+
+def bits(tensor: torch.Tensor) -> bytes:
+    """Bytes of a contiguous tensor."""
+    return tensor.detach().contiguous().cpu().view(torch.uint8).numpy().tobytes()
+
+
+def check(captured: Captured, path: Path, module: torch.nn.Module) -> dict[str, object]:
+    """Compare the program in ``path`` with the graph it came from, and the graph with the eager module."""
+    fresh = [torch.randn_like(x) for x in captured.inputs]
+    for x, y in zip(captured.inputs, fresh, strict=True):
+        x.copy_(y)
+    captured.replay()
+    torch.cuda.synchronize()
+    wanted = [bits(y) for y in captured.outputs]
+    with torch.no_grad():
+        eager = module.float()(*[x.float() for x in fresh])
+    norm = float((captured.outputs[0].float() - eager).norm() / eager.norm())
+    program = Program.load(path)
+    gpu = Gpu(torch.cuda.current_device())
+    start = time.perf_counter()
+    instance = Instance(gpu, program)
+    loaded_s = time.perf_counter() - start
+    for tensor, x in zip(program.inputs, fresh, strict=True):
+        instance.write(tensor, bits(x))
+    stream = Stream()
+    instance.enqueue(stream)
+    stream.synchronize()
+    got = [instance.read(t, len(w)) for t, w in zip(program.outputs, wanted, strict=True)]
+    dense = all(y.is_contiguous() for y in captured.outputs)
+    stream.close()
+    instance.close()
+    gpu.close()
+    return {"equal": got == wanted, "dense": dense, "error": norm, "code_s": loaded_s}
+
+
+def main() -> None:
+    """Compile what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", nargs="*", help="names with batch, such as gru-b1")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    record: dict[str, dict[str, object]] = {}
+    for label, model in MODELS.items():
+        for batch in model.batches:
+            name = f"{label}-b{batch}"
+            if args.only and name not in args.only:
+                continue
+            torch.manual_seed(0)
+            torch.cuda.empty_cache()
+            module = model.make().eval().cuda().half()
+            inputs = [torch.randn(batch, *model.shape, device="cuda").half()]
+            start = time.perf_counter()
+            try:
+                captured = capture(module, inputs, name=name)
+                seconds = time.perf_counter() - start
+                program = captured.program
+                path = args.out / f"{name}.miriam"
+                program.save(path)
+                facts = check(captured, path, module)
+                program.without_weights().save(path)
+                triton = sum(program.kernel_of(i).source is Source.TRITON for i in range(len(program.launches)))
+                record[name] = {
+                    "compile_s": round(seconds, 2), "launches": len(program.launches), "triton": triton,
+                    "opaque": sorted({program.kernel_of(i).name for i in range(len(program.launches))
+                                      if program.kernel_of(i).opaque}),
+                    "file_bytes": path.stat().st_size, **facts,
+                }  # fmt: skip
+            except Exception as error:
+                traceback.print_exc(limit=-6)
+                record[name] = {"failed": f"{type(error).__name__}: {error}"[:2000]}
+            print(name, record[name], flush=True)
+            (args.out / "zoo.json").write_text(json.dumps(record, indent=1))
+            captured = module = inputs = None
+
+
+if __name__ == "__main__":
+    main()
