@@ -1,1 +1,60 @@
 """Miriam: critical networks keep their latency, the others get the rest of the GPU."""
+
+from miriam.coordinator import Policy, Traffic, View, coordinate
+from miriam.device.base import Command, Device, Event, EventKind, Geometry, Lane, Limit, Run, Span, Usage
+from miriam.errors import (
+    CompileError,
+    DeviceError,
+    MiriamError,
+    PolicyError,
+    ProfileError,
+    ProgramError,
+    WorkloadError,
+)
+from miriam.policy.base import Setting
+from miriam.profile import Counters, LaunchProfile, ProfileSource, ProgramProfile
+from miriam.program import Buffer, Kernel, Launch, Pointer, Program, Role, Scalar, Source, Tensor
+from miriam.task import Criticality, Request, Task
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Buffer",
+    "Command",
+    "CompileError",
+    "Counters",
+    "Criticality",
+    "Device",
+    "DeviceError",
+    "Event",
+    "EventKind",
+    "Geometry",
+    "Kernel",
+    "Lane",
+    "Launch",
+    "LaunchProfile",
+    "Limit",
+    "MiriamError",
+    "Pointer",
+    "Policy",
+    "PolicyError",
+    "ProfileError",
+    "ProfileSource",
+    "Program",
+    "ProgramError",
+    "ProgramProfile",
+    "Request",
+    "Role",
+    "Run",
+    "Scalar",
+    "Setting",
+    "Source",
+    "Span",
+    "Task",
+    "Tensor",
+    "Traffic",
+    "Usage",
+    "View",
+    "WorkloadError",
+    "coordinate",
+]

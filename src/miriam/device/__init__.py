@@ -1,1 +1,65 @@
 """Devices: where lanes of work run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from miriam.errors import DeviceError
+
+__all__ = ["Found", "devices"]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A device that this machine has, or could have.
+
+    Attributes
+    ----------
+    name
+        As the user writes it, for example ``sim:xavier``.
+    title
+        What it is.
+    sms
+        Its streaming multiprocessors, or None where they are not known.
+    unusable
+        Why it cannot be used here, and what to do about it; empty if it can.
+    notes
+        What a reader of its results has to know.
+    """
+
+    name: str
+    title: str
+    sms: int | None
+    unusable: str = ""
+    notes: tuple[str, ...] = ()
+
+
+def devices() -> tuple[Found, ...]:
+    """Every simulated GPU, then every real one; one entry says why if there is none. Never fails."""
+    from miriam.device.sim import spec
+
+    origin = {True: "from measurements of that GPU", False: f"scaled from measurements of {spec.MEASURED.name}"}
+    models = [
+        Found(f"{spec.PREFIX}{s.name}", f"model, {origin[s.measured]}", s.geometry.sms, notes=s.notes)
+        for s in spec.KNOWN.values()
+    ]
+    return (*models, *_gpus())
+
+
+def _gpus() -> list[Found]:
+    from miriam.device.cuda import driver
+
+    def gpu(ordinal: int) -> Found:
+        try:
+            device = driver.Gpu(ordinal)
+            try:
+                return Found(f"cuda:{ordinal}", f"{device.name}, CUDA {device.driver_version}", device.geometry.sms)
+            finally:
+                device.close()
+        except DeviceError as error:
+            return Found(f"cuda:{ordinal}", "GPU", None, str(error))
+
+    why = driver.unavailable()
+    if why:
+        return [Found("cuda:0", "GPU", None, why)]
+    return [gpu(i) for i in range(driver.check("cuDeviceGetCount"))]

@@ -1,0 +1,5 @@
+"""``python -m miriam`` is the command ``miriam``."""
+
+from miriam.cli import main
+
+main()

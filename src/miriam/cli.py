@@ -1,0 +1,404 @@
+"""The command ``miriam``.
+
+Nothing heavy is imported before the command that needs it runs: ``miriam --help`` has to be there at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+
+import typer
+from typer.core import TyperGroup
+
+from miriam.errors import DeviceError, MiriamError, PolicyError, WorkloadError
+
+if TYPE_CHECKING:
+    from miriam.program import Program
+
+__all__ = ["app", "main"]
+
+Progress: TypeAlias = Callable[[str, int, int], None]
+"""Told what is being done, how much of it is done, and how much there is."""
+
+
+class _BadInputError(MiriamError):
+    """What the user gave cannot be used."""
+
+
+class _Group(TyperGroup):
+    """Turns an error of Miriam into one line and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; ``MIRIAM_DEBUG=1`` leaves errors as they are."""
+        try:
+            return super().invoke(ctx)
+        except MiriamError as error:
+            if os.environ.get("MIRIAM_DEBUG"):
+                raise
+            typer.echo(f"miriam: {error}", err=True)
+            raise typer.Exit(2 if isinstance(error, _BadInputError) else 1) from None
+
+
+def _app(text: str, **options: Any) -> typer.Typer:
+    return typer.Typer(
+        cls=_Group, help=text, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False, **options
+    )
+
+
+app = _app(
+    """Critical networks keep their latency on a shared GPU, the others get the rest.
+
+    \b
+    Try it on a simulated GPU, without any GPU here:
+      miriam bench mdtb --device sim:xavier --out report
+    Bring a model of your own (needs a GPU and 'pip install miriam[torch,cuda]'):
+      miriam compile mypackage.nets:resnet18 --shape 1,3,224,224 -o resnet18.miriam
+      miriam profile resnet18.miriam
+    See what can be used on this machine:
+      miriam devices
+    """,
+    add_completion=False,
+)
+bench = _app("Compare policies on mixed workloads.")
+zoo = _app("Programs that come with the package.\n\nReal networks, compiled and measured on an H200.")
+app.add_typer(bench, name="bench")
+app.add_typer(zoo, name="zoo", no_args_is_help=False)
+
+Json = Annotated[bool, typer.Option("--json", help="Write JSON to standard output, and nothing else.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        import miriam
+
+        typer.echo(f"miriam {miriam.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None: ...
+
+
+@bench.callback()
+def _bench() -> None: ...
+
+
+@bench.command("mdtb")
+def bench_mdtb(
+    workload: Annotated[str, typer.Option(help="A, B, C, D, driving; several with commas.")] = "A,B,C,D",
+    policy: Annotated[str | None, typer.Option(help="Several with commas; all if left out.")] = None,
+    device: Annotated[str, typer.Option(help="See 'miriam devices'; a slice: sim:h200/16.")] = "sim:xavier",
+    duration: Annotated[float, typer.Option(metavar="SECONDS", help="Length of every run, in device time.")] = 2.0,
+    seed: Annotated[int, typer.Option(help="Same seed, same arrivals.")] = 0,
+    critical_load: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Scale the rates so that the critical network alone would keep the device busy this share of the "
+            "time (above 0, at most 1).",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Write index.html, results.json and a trace there.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Run MDTB, the benchmark of the paper.
+
+    Each network runs alone first, then all of a workload together under each policy.
+
+    \b
+    Examples:
+      miriam bench mdtb --device sim:xavier --out report
+      miriam bench mdtb --workload B,driving --policy multistream,miriam --device sim:h200/16
+      miriam bench mdtb --critical-load 0.3 --json > results.json
+    """
+    from miriam import bench as benchmark
+
+    with _input(WorkloadError, PolicyError, DeviceError), _progress() as progress:
+        results = benchmark.run_mdtb(
+            workload, policy, device, duration, seed, out, critical_load=critical_load,
+            progress=lambda done, total, label: progress("running", done, total),
+        )  # fmt: skip
+    if as_json:
+        _print_json(results.to_json())
+        return
+    benchmark.print_table(results)
+    if out is not None:
+        typer.echo(f"The report is in {out / 'index.html'}")
+
+
+@app.command("compile")
+def compile_(
+    factory: Annotated[
+        str, typer.Argument(help="package.module:factory or file.py:factory; gives an nn.Module, takes nothing.")
+    ],
+    shape: Annotated[list[str], typer.Option(metavar="N,N,...", help="Shape of an input; repeat it for each input.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The program file to write.")],
+    dtype: Annotated[str, typer.Option(help="Of inputs and weights, as torch names it.")] = "float16",
+    name: Annotated[str | None, typer.Option(help="Name of the program; the factory's if left out.")] = None,
+    weights: Annotated[bool, typer.Option(help="Keep the contents of the weights in the file.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Compile a PyTorch model into a program file.
+
+    A program holds kernels, launches and buffers, and can be loaded anywhere.
+    Needs a GPU and 'pip install miriam[torch,cuda]'.
+
+    \b
+    Examples:
+      miriam compile torchvision.models:resnet18 --shape 1,3,224,224 -o resnet18.miriam
+      miriam compile nets.py:two_inputs --shape 8,128 --shape 8,64 --dtype bfloat16 -o two.miriam
+    """
+    shapes = [_shape(text) for text in shape]
+    if not output.absolute().parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {output.absolute().parent}", param_hint="--output")
+    from miriam.frontend.torch import compile_factory
+
+    with _progress() as progress:
+        program = compile_factory(factory, shapes, dtype, name=name, weights=weights, progress=progress)
+    program.save(output)
+    if as_json:
+        _print_json(_summary(program) | {"file": str(output)})
+    else:
+        typer.echo(f"{output}: {_in_words(program)}")
+
+
+@app.command()
+def profile(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A program file.")],
+    device: Annotated[str, typer.Option(help="The GPU to measure on.")] = "cuda:0",
+    counters: Annotated[
+        bool, typer.Option(help="Read hardware counters too; where that is not possible they are estimated.")
+    ] = True,
+    export: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write everything in the store to a .json.xz file.")
+    ] = None,
+) -> None:
+    """Measure the launches of a program on a GPU.
+
+    Each is measured alone, on several numbers of SMs, and kept in the store. The store is
+    profiles.db in your cache folder, or in the folder that MIRIAM_CACHE names.
+    Needs a GPU and 'pip install miriam[cuda]'.
+
+    \b
+    Examples:
+      miriam profile resnet18.miriam
+      miriam profile resnet18.miriam --no-counters --export profiles.json.xz
+    """
+    from miriam.program import Program
+    from miriam.store import ProfileStore
+
+    with _input():
+        program = Program.load(file)
+    from miriam.device.cuda.profiler import profile_program
+
+    with ProfileStore() as store:
+        with _progress() as progress:
+            profile_program(program, store, device, counters=counters, progress=progress)
+        typer.echo(f"{program.name}: {len(program.launches)} launches are in {store.path}")
+        if export is not None:
+            store.export(export)
+            typer.echo(f"everything in the store is in {export} too")
+
+
+@zoo.callback(invoke_without_command=True)
+def _zoo(ctx: typer.Context) -> None:
+    if ctx.invoked_subcommand is None:
+        zoo_list()
+
+
+@zoo.command("list")
+def zoo_list(as_json: Json = False) -> None:
+    """List the programs.
+
+    \b
+    Example:
+      miriam zoo list --json
+    """
+    from miriam import zoo as animals
+
+    programs = [animals.load(name) for name in animals.names()]
+    if as_json:
+        _print_json([_summary(program) for program in programs])
+        return
+    width = max((len(program.name) for program in programs), default=0)
+    for program in programs:
+        typer.echo(f"{program.name:{width}}  {_in_words(program)}")
+
+
+@zoo.command("show")
+def zoo_show(name: Annotated[str, typer.Argument(help="See 'miriam zoo list'.")], as_json: Json = False) -> None:
+    """Show the launches of a program.
+
+    \b
+    Example:
+      miriam zoo show resnet18-b1
+    """
+    from miriam import zoo as animals
+
+    with _input():
+        program = animals.load(name)
+    launches = [
+        {
+            "kernel": kernel.name, "source": str(kernel.source), "grid": step.grid, "block": kernel.block,
+            "registers": kernel.registers, "shared_bytes": kernel.shared_bytes, "opaque": kernel.opaque,
+        }
+        for step in program.launches
+        for kernel in (program.kernels[step.kernel],)
+    ]  # fmt: skip
+    if as_json:
+        _print_json(_summary(program) | {"meta": dict(program.meta), "launch": launches})
+        return
+    typer.echo(f"{program.name}: {_in_words(program)}")
+    for tensor in (*program.inputs, *program.outputs):
+        typer.echo(f"  {tensor.name}: {tensor.dtype} {'x'.join(map(str, tensor.shape))}")
+    typer.echo(f"\n{'':4} {'blocks':>7} {'threads':>7} {'regs':>4} {'shared':>7}  kernel")
+    for i, step in enumerate(program.launches):
+        kernel = program.kernels[step.kernel]
+        typer.echo(
+            f"{i:4} {step.blocks:7} {kernel.threads:7} {kernel.registers:4} {kernel.shared_bytes:7}  {kernel.name}"
+            + (f"  (opaque: {kernel.opaque})" if kernel.opaque else "")
+        )
+
+
+@zoo.command("export")
+def zoo_export(
+    name: Annotated[str, typer.Argument(help="See 'miriam zoo list'.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The program file to write.")],
+) -> None:
+    """Write a program of the zoo to a file.
+
+    \b
+    Example:
+      miriam zoo export resnet18-b1 -o resnet18.miriam
+    """
+    from miriam import zoo as animals
+
+    with _input():
+        program = animals.load(name)
+    program.save(output)
+    typer.echo(f"{output}: {_in_words(program)}")
+
+
+@app.command()
+def devices(as_json: Json = False) -> None:
+    """Say what can be used here.
+
+    For what can't be used: why, and how to get it.
+
+    \b
+    Example:
+      miriam devices --json
+    """
+    from miriam.device import devices
+
+    found = devices()
+    if as_json:
+        _print_json(
+            [
+                {
+                    "name": d.name, "title": d.title, "sms": d.sms, "usable": not d.unusable, "why": d.unusable,
+                    "notes": list(d.notes),
+                }
+                for d in found
+            ]
+        )  # fmt: skip
+        return
+    width = max(len(d.name) for d in found)
+    for d in found:
+        sms = "" if d.sms is None else f", {d.sms} SMs"
+        typer.echo(f"{d.name:{width}}  {f'not usable: {d.unusable}' if d.unusable else f'{d.title}{sms}'}")
+    for note in dict.fromkeys(note for d in found for note in d.notes):
+        about = ", ".join(d.name for d in found if note in d.notes)
+        typer.echo(f"\n{about}: {note}.")
+    typer.echo("\nA slice of a simulated GPU is named by its number of SMs: sim:h200/16.")
+
+
+def main() -> None:
+    """Run the command; the entry point of the package."""
+    warnings.showwarning = lambda message, *_, **__: typer.echo(f"miriam: warning: {message}", err=True)
+    app()
+
+
+@contextlib.contextmanager
+def _input(*kinds: type[MiriamError]) -> Iterator[None]:
+    """Let an error (of these kinds) end with the exit code of bad usage: it is in what the user gave."""
+    try:
+        yield
+    except kinds or MiriamError as error:
+        raise _BadInputError(str(error)) from error
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Progress]:
+    """A bar on standard error, where that is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda what, done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield show
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    try:
+        sizes = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        sizes = ()
+    if not sizes or min(sizes) < 1:
+        raise typer.BadParameter(
+            f"{text!r} is no shape: write whole numbers above zero with commas, like 1,3,224,224", param_hint="--shape"
+        )
+    return sizes
+
+
+def _summary(program: Program) -> dict[str, Any]:
+    kernels = [program.kernel_of(i) for i in range(len(program.launches))]
+    return {
+        "name": program.name,
+        "target": program.target,
+        "launches": len(kernels),
+        "kernels": len(program.kernels),
+        "blocks": sum(step.blocks for step in program.launches),
+        "triton_launches": sum(kernel.source == "triton" for kernel in kernels),
+        "opaque_launches": sum(bool(kernel.opaque) for kernel in kernels),
+        "size_bytes": program.size_bytes,
+        "inputs": [[t.dtype, *t.shape] for t in program.inputs],
+        "outputs": [[t.dtype, *t.shape] for t in program.outputs],
+    }
+
+
+def _in_words(program: Program) -> str:
+    found = _summary(program)
+    opaque = f", {found['opaque_launches']} opaque" if found["opaque_launches"] else ""
+    return (
+        f"{found['launches']} launches ({found['triton_launches']} Triton{opaque}), {found['blocks']:,} blocks, "
+        f"{found['size_bytes'] / 2**20:.0f} MiB, {program.target}"
+    )
+
+
+def _print_json(value: object) -> None:
+    typer.echo(json.dumps(value, indent=2, allow_nan=False))
