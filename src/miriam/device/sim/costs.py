@@ -1,0 +1,374 @@
+"""From a profile to the cost of a block: how long alone, and what it takes of what it shares.
+
+A block has four components: a *latency* that it needs even in an empty GPU, *work* on its SM
+(busy time of the unit that it uses most), and bytes to L2 and to DRAM. With n equal blocks on an
+SM and N on the device it lasts ::
+
+    duration = (latency^4 + (n work)^4 + (N dram_bytes / dram_bandwidth)^4 + (N l2_bytes / l2_bandwidth)^4)^(1/4)
+
+a smooth maximum: what is far from its capacity hardly counts, what is at its capacity rules. The
+components follow from the times of the launch alone and from hardware counters, in such a way that
+a launch alone takes exactly the time that was measured.
+
+In company, each resident block asks for a share of each resource: its component over its duration
+alone. The sum of these shares over an SM (work) or the device (bytes) is a load L, and the duration
+alone (loads L0) is stretched by ::
+
+    stretch^4 = 1 + (L_sm^4 - L0_sm^4) + w_dram (L_dram^4 - L0_dram^4) + w_l2 (L_l2^4 - L0_l2^4)
+
+Two kernels that need the whole bandwidth thus take twice as long each, one that needs all of it and
+one that hardly uses it nearly as long as alone. Every block issues instructions, so the load of
+its SM always counts; a load on memory counts as far as the block waits for memory: w is the
+greater of the load alone and the share of time in which the SM is not busy, times the share of the
+block's accesses that go there (misses for DRAM, hits for L2).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from miriam.device.base import Geometry
+from miriam.device.sim.spec import MEASURED, Spec
+from miriam.errors import ProfileError
+from miriam.profile import LaunchProfile, ProfileSource, launch_key
+from miriam.program import Kernel, Program, Source
+
+__all__ = ["BlockCost", "CostModel", "Footprint"]
+
+_LEAST = 2.0**-8
+"""Least share of latency in duration^4: a block alone on its SM runs at most four times faster."""
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """What a resident block takes of its SM: threads (whole warps), registers, shared memory."""
+
+    threads: int
+    registers: int
+    shared_bytes: int
+
+    @property
+    def warps(self) -> int:
+        """Warps of the block."""
+        return self.threads // 32
+
+    def residency(self, geometry: Geometry) -> int:
+        """Blocks that an empty SM holds."""
+        fits = min(
+            geometry.blocks_per_sm,
+            geometry.threads_per_sm // self.threads,
+            geometry.registers_per_sm // self.registers,
+        )
+        return min(fits, geometry.shared_per_sm_bytes // self.shared_bytes) if self.shared_bytes else fits
+
+
+@dataclass(frozen=True, slots=True)
+class BlockCost:
+    """One launch in one form on one device.
+
+    Attributes
+    ----------
+    blocks
+        Logical blocks of the grid.
+    footprint
+        What a physical block takes of an SM.
+    rigid
+        Whether it only runs whole, without workers.
+    gap_us
+        From the end of the launch before it to its first block.
+    duration_us
+        Of a block in the *reference state*: the launch alone, its first wave on the device.
+    sm_share, dram_share, l2_share
+        What one block takes of the capacity of its SM, of DRAM and of L2 in that state.
+    dram_weight, l2_weight
+        How much a load on memory matters to it, 0 to 1.
+    rest
+        1 minus the weighted loads of the reference state: ``stretch^4`` at no load.
+    alone_us
+        The whole launch alone, gap included.
+    """
+
+    blocks: int
+    footprint: Footprint
+    rigid: bool
+    gap_us: float
+    duration_us: float
+    sm_share: float
+    dram_share: float
+    l2_share: float
+    dram_weight: float
+    l2_weight: float
+    rest: float
+    alone_us: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Components of a block: latency, busy time of its SM, bytes."""
+
+    latency_us: float
+    work_us: float
+    dram_bytes: float
+    l2_bytes: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Wave:
+    """Blocks on the busiest SM and on the device in the first wave, and the capacity of a wave."""
+
+    blocks: int
+    sms: int
+    per_sm: int
+    resident: int
+    full: int
+
+    @staticmethod
+    def of(blocks: int, residency: int, sms: int) -> _Wave:
+        full = residency * sms
+        return _Wave(blocks, sms, min(residency, -(-blocks // sms)), min(blocks, full), full)
+
+
+class CostModel:
+    """Costs of launches on a device.
+
+    Parameters
+    ----------
+    spec
+        The device.
+    profiles
+        Where profiles are, taken on :data:`miriam.device.sim.spec.MEASURED`.
+
+    Attributes
+    ----------
+    notes
+        What was assumed for the launches seen so far.
+    """
+
+    def __init__(self, spec: Spec, profiles: ProfileSource) -> None:
+        self.spec = spec
+        self.notes: tuple[str, ...] = ()
+        self._profiles = profiles
+
+    def program(self, program: Program, threads: int | None = None) -> tuple[BlockCost, ...]:
+        """Cost of every launch of ``program``, with thinner blocks if ``threads`` is given.
+
+        Raises
+        ------
+        ProfileError
+            A launch was not measured.
+        """
+        seen: dict[tuple[int, tuple[int, int, int]], BlockCost] = {}
+        trimmed: set[str] = set()
+        for i, step in enumerate(program.launches):
+            key = (step.kernel, step.grid)
+            if key not in seen:
+                seen[key] = self._launch(program, i, threads, trimmed)
+        if trimmed:
+            self._note(
+                f"{program.name}: {len(trimmed)} kernels need more shared memory than {self.spec.name} gives a "
+                "block; modelled as compiled with tiles that just fit, one block on an SM"
+            )
+        return tuple(seen[step.kernel, step.grid] for step in program.launches)
+
+    def _note(self, note: str) -> None:
+        if note not in self.notes:
+            self.notes = (*self.notes, note)
+
+    def _launch(self, program: Program, index: int, threads: int | None, trimmed: set[str]) -> BlockCost:
+        kernel, step = program.kernel_of(index), program.launches[index]
+        profile = self._profiles.launch(MEASURED.name, launch_key(kernel, step))
+        if profile is None or not profile.times_us:
+            raise ProfileError(
+                f"launch {index} of {program.name} ({kernel.name}, grid {step.grid}) was not measured on "
+                f"{MEASURED.name}: run 'miriam profile' on one"
+            )
+        geometry, blocks = self.spec.geometry, step.blocks
+        rigid = bool(kernel.opaque) or kernel.source in (Source.COPY, Source.FILL)
+        thin = kernel.threads if threads is None or rigid else min(threads, kernel.threads)
+        if geometry.residency(kernel) == 0:
+            trimmed.add(kernel.digest)
+        footprint = _footprint(kernel, thin, profile, geometry)
+        block = self._block(program, kernel, profile, blocks)
+        if thin < kernel.threads:
+            block = replace(block, latency_us=block.latency_us * -(-kernel.threads // thin))
+        gap_us = self.spec.launch_gap_us
+        if self.spec.measured:
+            gap_us = min(gap_us, 0.5 * min(profile.times_us.values()))
+        return _cost(block, _Wave.of(blocks, footprint.residency(geometry), geometry.sms), footprint, self.spec,
+                     gap_us, rigid)  # fmt: skip
+
+    def _block(self, program: Program, kernel: Kernel, profile: LaunchProfile, blocks: int) -> _Block:
+        """Components of a block on this device."""
+        times, counters, here = profile.times_us, profile.counters, self.spec
+        gap_us = min(MEASURED.launch_gap_us, 0.5 * min(times.values()))
+        residency = _footprint(kernel, kernel.threads, profile, MEASURED.geometry).residency(MEASURED.geometry)
+        most = max(times)
+        sm_us = most * (times[most] - gap_us) / blocks
+        raw = _Block(
+            latency_us=0.0,
+            work_us=max(counters.pipe_utilization, counters.issue_utilization * min(1.0, blocks / most)) * sm_us,
+            dram_bytes=(counters.dram_read_bytes + counters.dram_write_bytes) / blocks,
+            l2_bytes=counters.l2_bytes / blocks,
+        )
+
+        def measured(sms: int) -> _Block:
+            wave = _Wave.of(blocks, residency, sms)
+            return _with_latency(raw, wave, _duration_us(raw, wave, times[sms] - gap_us))
+
+        if here.measured:
+            return _between(times, here.geometry.sms, blocks, residency, measured)
+        block = measured(min(times, key=lambda sms: (abs(sms - here.geometry.sms), sms)))
+        footprint_bytes = max(program.size_bytes, counters.touched_bytes)
+        cold = max(0.0, 1.0 - here.l2_bytes / footprint_bytes) if footprint_bytes else 0.0
+        more = max(0.0, counters.touched_bytes / blocks - block.dram_bytes)
+        return _Block(
+            latency_us=block.latency_us * MEASURED.clock_mhz / here.clock_mhz,
+            work_us=block.work_us * _work_ratio(kernel, here),
+            dram_bytes=block.dram_bytes + cold * more,
+            l2_bytes=block.l2_bytes,
+        )
+
+
+def _root4(value: float) -> float:
+    return math.sqrt(math.sqrt(value))
+
+
+def _footprint(kernel: Kernel, threads: int, profile: LaunchProfile, geometry: Geometry) -> Footprint:
+    """What a block takes of an SM; registers stand in for whatever else held the measured residency down."""
+    warps = -(-threads // 32)
+    registers = min(warps * (-(-max(kernel.registers, 1) * 32 // 256) * 256), geometry.registers_per_sm)
+    shared = min(-(-kernel.shared_bytes // 128) * 128, geometry.shared_per_block_bytes) + geometry.shared_reserved_bytes
+    own = Footprint(warps * 32, registers, min(shared, geometry.shared_per_sm_bytes))
+    at_home = MEASURED.geometry.residency(kernel)
+    if 0 < profile.blocks_per_sm < at_home:
+        held = geometry.registers_per_sm // profile.blocks_per_sm * warps // -(-kernel.threads // 32)
+        own = replace(own, registers=max(own.registers, held))
+    return own
+
+
+def _work_ratio(kernel: Kernel, here: Spec) -> float:
+    """How much longer an SM of ``here`` is busy with the same work than one of the measured GPU.
+
+    Kernels with matrix instructions follow the tensor peak (and those whose code is unknown: they
+    are library convolutions and products), all others the FP32 units and the clock.
+    """
+    if kernel.source in (Source.COPY, Source.FILL):
+        return MEASURED.clock_mhz / here.clock_mhz
+    if kernel.ptx is None or "mma." in kernel.ptx or "mma_" in kernel.ptx:
+        return MEASURED.tensor_flops_per_us / here.tensor_flops_per_us
+    return MEASURED.fp32_lanes * MEASURED.clock_mhz / (here.fp32_lanes * here.clock_mhz)
+
+
+def _loads(block: _Block, wave: _Wave, duration_us: float, spec: Spec) -> tuple[float, float, float]:
+    """Loads of SM, DRAM and L2 with the first wave resident, shrunk together where they exceed the time."""
+    sm = wave.per_sm * block.work_us / duration_us
+    dram = wave.resident * block.dram_bytes / (spec.dram_bytes_per_us * duration_us)
+    l2 = wave.resident * block.l2_bytes / (spec.l2_bytes_per_us * duration_us)
+    total = sm**4 + dram**4 + l2**4
+    shrink = 1.0 if total <= 1 - _LEAST else _root4((1 - _LEAST) / total)
+    return sm * shrink, dram * shrink, l2 * shrink
+
+
+def _weights(loads: tuple[float, float, float], block: _Block) -> tuple[float, float]:
+    """How much loads on DRAM and on L2 matter."""
+    sm, dram, l2 = loads
+    misses = min(1.0, block.dram_bytes / block.l2_bytes) if block.l2_bytes else float(block.dram_bytes > 0)
+    waiting = 1.0 - sm
+    return max(dram, waiting * misses), max(l2, waiting * (1.0 - misses) * float(block.l2_bytes > 0))
+
+
+def _whole_us(block: _Block, wave: _Wave, duration_us: float, spec: Spec) -> float:
+    """A launch alone, gap left out: full waves, then a last one, which leaves room and is faster for it."""
+    loads = _loads(block, wave, duration_us, spec)
+    w_dram, w_l2 = _weights(loads, block)
+    sm4, memory4 = loads[0] ** 4, w_dram * loads[1] ** 4 + w_l2 * loads[2] ** 4
+
+    def stretch(on_sm: int, resident: int) -> float:
+        own, others = on_sm / wave.per_sm, resident / wave.resident
+        return _root4(1.0 - sm4 * (1.0 - own**4) - memory4 * (1.0 - others**4))
+
+    waves = -(-wave.blocks // wave.full)
+    last = wave.blocks - (waves - 1) * wave.full
+    deep = -(-last // wave.sms)
+    fuller = last - (deep - 1) * wave.sms
+    slow = duration_us * stretch(deep, last)
+    fast = duration_us * stretch(deep - 1, last) if deep > 1 and fuller < wave.sms else slow
+    left = (1.0 - fast / slow) * duration_us * stretch(deep, fuller * deep)
+    return (waves - 1) * duration_us + fast + left
+
+
+def _duration_us(block: _Block, wave: _Wave, whole_us: float) -> float:
+    """The duration for which :func:`_whole_us` gives ``whole_us`` on the measured GPU: bisection, it rises with it."""
+    waves = -(-wave.blocks // wave.full)
+    low, high = whole_us / waves, whole_us / (waves - 1 + _root4(_LEAST))
+    for _ in range(48):
+        middle = 0.5 * (low + high)
+        if _whole_us(block, wave, middle, MEASURED) < whole_us:
+            low = middle
+        else:
+            high = middle
+        if high - low <= 1e-9 * high:
+            break
+    return high
+
+
+def _with_latency(block: _Block, wave: _Wave, duration_us: float) -> _Block:
+    """``block`` with the latency that makes it last ``duration_us``; work and bytes are cut to what fits in there."""
+    sm, dram, l2 = _loads(block, wave, duration_us, MEASURED)
+    return _Block(
+        latency_us=duration_us * _root4(1.0 - sm**4 - dram**4 - l2**4),
+        work_us=sm * duration_us / wave.per_sm,
+        dram_bytes=dram * duration_us * MEASURED.dram_bytes_per_us / wave.resident,
+        l2_bytes=l2 * duration_us * MEASURED.l2_bytes_per_us / wave.resident,
+    )
+
+
+def _between(times: Mapping[int, float], sms: int, blocks: int, residency: int,
+             measured: Callable[[int], _Block]) -> _Block:  # fmt: skip
+    """Components at ``sms``, between the two measured counts beside it by the logarithm of the count."""
+    below = max((s for s in times if s <= sms), default=min(times))
+    above = min((s for s in times if s >= sms), default=max(times))
+    low = measured(below)
+    if below == above:
+        return low
+    high = measured(above)
+    at = math.log(sms / below) / math.log(above / below)
+
+    def mix(a: float, b: float) -> float:
+        return a + at * (b - a)
+
+    return _Block(
+        mix(low.latency_us, high.latency_us),
+        mix(low.work_us, high.work_us),
+        mix(low.dram_bytes, high.dram_bytes),
+        mix(low.l2_bytes, high.l2_bytes),
+    )
+
+
+def _cost(block: _Block, wave: _Wave, footprint: Footprint, spec: Spec, gap_us: float, rigid: bool) -> BlockCost:
+    parts = (
+        block.latency_us,
+        wave.per_sm * block.work_us,
+        wave.resident * block.dram_bytes / spec.dram_bytes_per_us,
+        wave.resident * block.l2_bytes / spec.l2_bytes_per_us,
+    )
+    duration_us = _root4(sum(part**4 for part in parts))
+    loads = _loads(block, wave, duration_us, spec)
+    w_dram, w_l2 = _weights(loads, block)
+    sm, dram, l2 = loads
+    return BlockCost(
+        blocks=wave.blocks,
+        footprint=footprint,
+        rigid=rigid,
+        gap_us=gap_us,
+        duration_us=duration_us,
+        sm_share=sm / wave.per_sm,
+        dram_share=dram / wave.resident,
+        l2_share=l2 / wave.resident,
+        dram_weight=w_dram,
+        l2_weight=w_l2,
+        rest=1.0 - sm**4 - w_dram * dram**4 - w_l2 * l2**4,
+        alone_us=gap_us + _whole_us(block, wave, duration_us, spec),
+    )

@@ -1,0 +1,294 @@
+"""The simulated device: the engine behind the seam, with a host whose commands take time."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from miriam.device.base import Command, Event, EventKind, Lane, Limit, Run, Span, Usage, check_run
+from miriam.device.sim import state as col
+from miriam.device.sim.costs import BlockCost, CostModel
+from miriam.device.sim.spec import parse
+from miriam.device.sim.state import ALL, NONE, State, add_rows, grow_runs, new_state
+from miriam.errors import DeviceError
+from miriam.profile import ProfileSource
+from miriam.program import Program
+from miriam.task import Request
+
+__all__ = ["SimDevice"]
+
+_RUNS = 64
+_SAMPLES = 1 << 14
+_SPANS = 1 << 12
+
+
+class SimDevice:
+    """A model of a GPU; implements :class:`miriam.device.base.Device`.
+
+    Same inputs, same events, to the bit. One host thread handles events and submits commands, each of
+    which occupies it for a while (see :class:`miriam.device.sim.spec.Spec`); what happens on the
+    device reaches it a little later. A run in ``Run.after`` that is not in flight counts as finished.
+
+    Parameters
+    ----------
+    name
+        Such as ``sim:h200``, ``sim:h200/16``, ``sim:xavier``.
+    profiles
+        Where the profiles are that blocks' costs follow from.
+
+    Raises
+    ------
+    DeviceError
+        There is no such device.
+    """
+
+    def __init__(self, name: str, profiles: ProfileSource) -> None:
+        self.name = name
+        self.spec = parse(name)
+        self.geometry = self.spec.geometry
+        self.notes: tuple[str, ...] = self.spec.notes
+        self._model = CostModel(self.spec, profiles)
+        self._costs: dict[tuple[int, int | None], tuple[BlockCost, ...]] = {}
+        self._rows: dict[tuple[int, int | None, bool], int] = {}
+        self._programs: list[Program] = []  # keeps what `_rows` knows by id alive
+        self._state: State | None = None
+        self._lanes: tuple[Lane, ...] = ()
+        self._queue: list[tuple[float, int, float, Event]] = []
+        self._order = itertools.count()
+        self._commands: deque[tuple[float, Command]] = deque()
+        self._host_us = 0.0
+        self._heard_us = 0.0
+        self._places: list[int] = []
+        self._flying: dict[Run, int] = {}
+        self._runs: dict[int, Run] = {}
+        self._followers: dict[Run, list[Run]] = {}
+        self._last_blocks: dict[Request, int] = {}
+        self._samples: list[tuple[float, tuple[int, ...]]] = []
+        self._spans: list[Span] = []
+        self._closed = False
+
+    def open(self, lanes: Sequence[Lane], trace_us: tuple[float, float] | None = None) -> None:
+        """Make the lanes; called once. ``trace_us``: the window whose spans and samples are kept."""
+        if self._state is not None or self._closed:
+            raise DeviceError(f"{self.name} was opened before: make a new device for every run")
+        if not lanes:
+            raise DeviceError(f"{self.name} was opened without a lane: give it at least one")
+        self._lanes = tuple(lanes)
+        self._state = new_state(self.geometry, [lane.priority for lane in lanes], _RUNS, _SAMPLES, _SPANS)
+        self._places = list(range(_RUNS))[::-1]
+        if trace_us is not None:
+            self._state.now[col.TRACE_FROM : col.TRACE_TO + 1] = trace_us
+
+    def offer(self, request: Request) -> None:
+        """Let ``request`` arrive at its ``arrival_us``, which must not lie before the event at hand happened."""
+        if not request.arrival_us >= self._heard_us:
+            raise DeviceError(
+                f"request {request.number} of {request.task.name} would arrive at {request.arrival_us} us, "
+                f"and it is {self._heard_us} us: offer requests before they arrive"
+            )
+        self._opened()
+        self._push(request.arrival_us, request.arrival_us, EventKind.ARRIVED, request)
+
+    def wake(self, time_us: float) -> None:
+        """Give a TICK at that time."""
+        self._opened()
+        self._push(time_us, time_us, EventKind.TICK)
+
+    def launch_us(self, program: Program) -> tuple[float, ...]:
+        """Time of each launch of ``program`` alone on this device, launch gap included."""
+        return tuple(cost.alone_us for cost in self._cost(program, None))
+
+    def submit(self, command: Command) -> None:
+        """Carry out a command, after the ones submitted before it."""
+        self._opened()
+        if isinstance(command, Run):
+            self._check(command)
+            self._flying[command] = -1
+            cost_us = self.spec.host_graph_us if len(command.launches) > 1 else self.spec.host_launch_us
+        else:
+            self._check_lane(command.lane, command.workers)
+            cost_us = self.spec.host_launch_us
+        self._host_us += cost_us
+        self._commands.append((self._host_us, command))
+
+    def events(self, until_us: float) -> Iterator[Event]:
+        """Events in the order of time, up to ``until_us`` or until nothing is left to happen."""
+        from miriam.device.sim import core
+
+        self._opened()
+        while not self._closed:
+            deliver_us = max(self._queue[0][0], self._host_us) if self._queue else math.inf
+            command_us = self._commands[0][0] if self._commands else math.inf
+            stop_us = min(deliver_us, command_us, until_us)
+            code = core.advance(self._opened(), stop_us)
+            if code in (col.VISIBLE, col.FULL):
+                self._take()
+            elif command_us <= stop_us and command_us < until_us:
+                self._apply(self._commands.popleft()[1])
+            elif deliver_us <= stop_us and deliver_us < until_us:
+                _, _, happened_us, event = heapq.heappop(self._queue)
+                self._host_us, self._heard_us = deliver_us, happened_us
+                yield Event(event.kind, deliver_us, event.request, event.run)
+            else:
+                break
+        if self._state is not None:
+            self._take()
+
+    def usage(self) -> Usage:
+        """How full the device was so far."""
+        state = self._opened()
+        busy_us, sm_us, warp_us = (float(state.now[i]) for i in (col.BUSY, col.SM_TIME, col.WARP_TIME))
+        warps = self.geometry.threads_per_sm // 32
+        return Usage(
+            busy_us=busy_us,
+            occupancy=warp_us / (warps * sm_us) if sm_us else 0.0,
+            sm_active=sm_us / (self.geometry.sms * busy_us) if busy_us else 0.0,
+            blocks=int(state.total[col.BLOCKS]),
+            samples=tuple(self._samples),
+            spans=tuple(self._spans),
+        )
+
+    def close(self) -> None:
+        """Give everything back; allowed twice."""
+        self._closed = True
+        self._queue.clear()
+        self._commands.clear()
+
+    def _opened(self) -> State:
+        if self._state is None:
+            raise DeviceError(f"{self.name} has not been opened: call open() with the policy's lanes first")
+        return self._state
+
+    def _check_lane(self, lane: int, workers: int | None) -> None:
+        if not 0 <= lane < len(self._lanes):
+            raise DeviceError(f"limit on lane {lane}, the device was opened with {len(self._lanes)}")
+        if workers is not None and workers < 0:
+            raise DeviceError(f"a limit of {workers} workers: zero pauses a lane, None sets it free")
+
+    def _check(self, run: Run) -> None:
+        check_run(run, len(self._lanes))
+        if run in self._flying:
+            raise DeviceError("a run was submitted twice: make a new Run for every submission")
+        for lane, workers in run.limits.items():
+            self._check_lane(lane, workers)
+            if lane == run.lane:
+                raise DeviceError(f"a run limits its own lane {lane}: give it fewer workers instead")
+        costs = self._cost(run.request.task.program, run.threads)
+        if run.blocks is not None:
+            cost = costs[run.first]
+            if cost.rigid and run.blocks != (0, cost.blocks):
+                kernel = run.request.task.program.kernel_of(run.first)
+                reason = kernel.opaque or f"it is a {kernel.source}"
+                raise DeviceError(f"kernel {kernel.name} only runs whole ({reason}), not in shards")
+
+    def _push(self, at_us: float, happened_us: float, kind: EventKind, request: Request | None = None,
+              run: Run | None = None) -> None:  # fmt: skip
+        heapq.heappush(self._queue, (at_us, next(self._order), happened_us, Event(kind, at_us, request, run)))
+
+    def _cost(self, program: Program, threads: int | None) -> tuple[BlockCost, ...]:
+        key = (id(program), threads)
+        if key not in self._costs:
+            self._programs.append(program)
+            self._costs[key] = self._model.program(program, threads)
+            self.notes = (*self.spec.notes, *self._model.notes)
+        return self._costs[key]
+
+    def _first_row(self, run: Run) -> int:
+        """Row of the costs of the first launch of ``run``, in its form."""
+        program, elastic = run.request.task.program, run.workers is not None
+        key = (id(program), run.threads, elastic)
+        if key not in self._rows:
+            stretch = self.spec.elastic_overhead if elastic else 1.0
+            self._state, self._rows[key] = add_rows(self._opened(), self._cost(program, run.threads), stretch)
+        return self._rows[key] + run.first
+
+    def _apply(self, command: Command) -> None:
+        """A command reaches the device."""
+        if isinstance(command, Limit):
+            state = self._opened()
+            state.lane[command.lane, col.BASE] = ALL if command.workers is None else command.workers
+        else:
+            row = self._first_row(command)
+            if not self._places:
+                places = len(self._opened().run)
+                self._state = grow_runs(self._opened())
+                self._places = list(range(2 * places - 1, places - 1, -1))
+            self._enqueue(command, self._places.pop(), row)
+            state = self._opened()
+        state.total[col.DIRTY] = 1
+
+    def _enqueue(self, run: Run, place: int, row: int) -> None:
+        state, steps = self._opened(), run.launches
+        waits = 0
+        for other in run.after:
+            if self._flying.get(other, NONE) != NONE:
+                self._followers.setdefault(other, []).append(run)
+                waits += 1
+        state.run[place, col.LANE] = run.lane
+        state.run[place, col.NEXT] = NONE
+        state.run[place, col.WAITS] = waits
+        state.run[place, col.FIRST_ROW] = row
+        state.run[place, col.FIRST_STEP] = steps.start
+        state.run[place, col.STEPS] = len(steps)
+        state.run[place, col.SHARD] = NONE if run.blocks is None else run.blocks[1] - run.blocks[0]
+        state.run[place, col.WORKER_COUNT] = NONE if run.workers is None else run.workers
+        state.started[place] = np.nan
+        state.limits[place] = ALL
+        for lane, workers in run.limits.items():
+            if workers is not None:
+                state.limits[place, lane] = workers
+        lane = state.lane[run.lane]
+        if lane[col.TAIL] == NONE:
+            lane[col.HEAD] = place
+        else:
+            state.run[lane[col.TAIL], col.NEXT] = place
+        lane[col.TAIL] = place
+        self._flying[run] = place
+        self._runs[place] = run
+
+    def _take(self) -> None:
+        """Take out of the engine what it has to tell."""
+        state = self._opened()
+        for i in range(state.total[col.SAMPLES]):
+            self._samples.append((float(state.samples_at[i]), tuple(int(n) for n in state.samples[i])))
+        for i in range(state.total[col.SPANS]):
+            place, step, blocks = (int(n) for n in state.spans[i])
+            begin_us, end_us = (float(t) for t in state.spans_at[i])
+            self._spans.append(Span(self._runs[place], step, blocks, begin_us, end_us))
+        told = [(int(place), bool(yielded)) for place, yielded in state.out[: state.total[col.OUT]]]
+        state.total[col.SAMPLES] = state.total[col.SPANS] = state.total[col.OUT] = 0
+        now_us = float(state.now[col.TIME])
+        for place, yielded in told:
+            run = self._runs[place]
+            self._began(run)
+            if not yielded:
+                self._ended(run, now_us)
+            kind = EventKind.YIELDED if yielded else EventKind.FINISHED
+            self._push(now_us + self.spec.host_notice_us, now_us, kind, run.request, run)
+
+    def _began(self, run: Run) -> None:
+        start_us = float(self._opened().started[self._flying[run]])
+        request = run.request
+        if not math.isnan(start_us) and (request.start_us is None or start_us < request.start_us):
+            request.start_us = start_us
+
+    def _ended(self, run: Run, now_us: float) -> None:
+        request, last = run.request, len(run.request.task.program.launches) - 1
+        if last in run.launches:
+            total = request.task.program.launches[last].blocks
+            done = total if run.blocks is None else run.blocks[1] - run.blocks[0]
+            done += self._last_blocks.pop(request, 0)
+            if done < total:
+                self._last_blocks[request] = done
+            else:
+                request.finish_us = now_us
+        place = self._flying.pop(run)
+        del self._runs[place]
+        self._places.append(place)
+        for follower in self._followers.pop(run, ()):
+            self._opened().run[self._flying[follower], col.WAITS] -= 1

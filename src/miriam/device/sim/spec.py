@@ -1,0 +1,192 @@
+"""The GPUs that the model knows, and how they are named."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from miriam.device.base import Geometry
+from miriam.errors import DeviceError
+
+__all__ = ["KNOWN", "MEASURED", "Spec", "parse"]
+
+PREFIX = "sim:"
+_KIB = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """Everything about a GPU that the model uses.
+
+    Attributes
+    ----------
+    name
+        As users write it, without ``sim:``.
+    geometry
+        What its SMs hold.
+    whole_sms
+        SMs of the whole GPU, of which ``geometry.sms`` are used.
+    clock_mhz
+        Clock of the SMs under load.
+    fp32_lanes
+        FP32 units of one SM: issue width for everything that is not tensor work.
+    tensor_flops_per_us
+        Peak of one SM, fp16 inputs, fp32 sums.
+    dram_bytes_per_us, l2_bytes_per_us
+        Bandwidths of the whole device.
+    l2_bytes
+        Size of the L2 cache.
+    launch_gap_us
+        From the end of a launch to the first block of the next one in the same queue.
+    host_launch_us, host_graph_us
+        What the one host thread spends on a command of one launch (or a limit), and on a run of
+        several launches as one graph.
+    host_notice_us
+        From something happening on the device to the coordinator seeing it.
+    elastic_overhead
+        Factor on the duration of a block that an elastic worker runs.
+    measured
+        Whether profiles were taken on it; otherwise they are scaled from :data:`MEASURED`.
+    notes
+        What a reader of results has to know.
+    """
+
+    name: str
+    geometry: Geometry
+    whole_sms: int
+    clock_mhz: float
+    fp32_lanes: int
+    tensor_flops_per_us: float
+    dram_bytes_per_us: float
+    l2_bytes_per_us: float
+    l2_bytes: int
+    launch_gap_us: float
+    host_launch_us: float
+    host_graph_us: float
+    host_notice_us: float
+    elastic_overhead: float = 896 / 831
+    measured: bool = False
+    notes: tuple[str, ...] = ()
+
+
+_SCALED = (
+    "times are scaled from an H200, not measured: latency by the clock, arithmetic by the peak of an SM, "
+    "memory by bandwidth and cache size; kernels are those tuned for the H200"
+)
+
+H200 = Spec(
+    name="h200",
+    geometry=Geometry(132, 2048, 32, 65536, 228 * _KIB, 227 * _KIB, 1 * _KIB),
+    whole_sms=132,
+    clock_mhz=1830.0,
+    fp32_lanes=128,
+    tensor_flops_per_us=989.4e6 / 132,
+    dram_bytes_per_us=4.8e6,
+    l2_bytes_per_us=5.5e6,
+    l2_bytes=50 * _KIB * _KIB,
+    launch_gap_us=1.06,
+    host_launch_us=4.2,
+    host_graph_us=4.0,
+    host_notice_us=4.0,
+    measured=True,
+)
+"""H200 SXM. SMs, bandwidth, tensor peak (989.4 TFLOPS dense at 1.83 GHz): NVIDIA H200 datasheet and
+Hopper architecture white paper. Limits of an SM: CUDA C++ Programming Guide, compute capability 9.0.
+L2: 50 MB by the white paper, the API of an H200 reports 60 MB. L2 bandwidth is not published; 5.5
+TB/s is the order that microbenchmarks of the H100 find. Launch gap (graph), host costs of a launch
+and of a graph, and the elastic overhead (896 against 831 us for a ResNet-18 of batch 32) were measured
+on one H200 with CUDA 13.0; the time to notice is assumed (a polled event)."""
+
+XAVIER = Spec(
+    name="xavier",
+    geometry=Geometry(8, 2048, 32, 65536, 96 * _KIB, 96 * _KIB),
+    whole_sms=8,
+    clock_mhz=1377.0,
+    fp32_lanes=64,
+    tensor_flops_per_us=1024 * 1377.0,
+    dram_bytes_per_us=136.5e3,
+    l2_bytes_per_us=8 * 20 * 1377.0,
+    l2_bytes=512 * _KIB,
+    launch_gap_us=2.0,
+    host_launch_us=10.0,
+    host_graph_us=10.0,
+    host_notice_us=8.0,
+    notes=(_SCALED,),
+)
+"""Jetson AGX Xavier, MAXN. 512 cores in 8 Volta SMs, 1,377 MHz, 11 TFLOPS fp16 on tensor cores (8
+cores x 64 FMA a clock in each SM), 136.5 GB/s, 512 KB L2: Jetson AGX Xavier data sheet and NVIDIA's
+developer blog on the module. Limits of an SM: CUDA C++ Programming Guide, compute capability 7.2. L2
+bandwidth follows from about 20 bytes a clock and SM (Jia et al., microbenchmarks of V100 and T4).
+Launch gap and host costs are assumed."""
+
+ORIN = Spec(
+    name="orin",
+    geometry=Geometry(16, 1536, 16, 65536, 164 * _KIB, 163 * _KIB, 1 * _KIB),
+    whole_sms=16,
+    clock_mhz=1300.0,
+    fp32_lanes=128,
+    tensor_flops_per_us=2048 * 1300.0,
+    dram_bytes_per_us=204.8e3,
+    l2_bytes_per_us=16 * 32 * 1300.0,
+    l2_bytes=4096 * _KIB,
+    launch_gap_us=1.8,
+    host_launch_us=8.0,
+    host_graph_us=8.0,
+    host_notice_us=6.0,
+    notes=(_SCALED,),
+)
+"""Jetson AGX Orin 64 GB, MAXN. 2,048 cores in 16 Ampere SMs, 1.3 GHz, 64 tensor cores with 170 sparse
+INT8 TOPS (42.5 TFLOPS dense fp16), 4 MB L2, 204.8 GB/s: Jetson AGX Orin Series technical brief.
+Limits of an SM: CUDA C++ Programming Guide, compute capability 8.7. L2 bandwidth (32 bytes a clock
+and SM), launch gap and host costs are assumed."""
+
+RTX2060 = Spec(
+    name="rtx2060",
+    geometry=Geometry(30, 1024, 16, 65536, 64 * _KIB, 64 * _KIB),
+    whole_sms=30,
+    clock_mhz=1680.0,
+    fp32_lanes=64,
+    tensor_flops_per_us=512 * 1680.0,
+    dram_bytes_per_us=336e3,
+    l2_bytes_per_us=30 * 20 * 1680.0,
+    l2_bytes=3072 * _KIB,
+    launch_gap_us=1.5,
+    host_launch_us=4.2,
+    host_graph_us=4.0,
+    host_notice_us=4.0,
+    notes=(_SCALED,),
+)
+"""GeForce RTX 2060. 30 Turing SMs (TU106), boost 1,680 MHz, 336 GB/s, 3 MB L2: GeForce RTX 2060
+specifications and Turing architecture white paper, which gives GeForce tensor cores half rate with
+fp32 sums (25.8 TFLOPS). Limits of an SM: CUDA C++ Programming Guide, compute capability 7.5. L2
+bandwidth as for Xavier; launch gap assumed, host costs as measured beside the H200."""
+
+KNOWN = {spec.name: spec for spec in (H200, XAVIER, ORIN, RTX2060)}
+MEASURED = H200
+"""The GPU on which profiles are taken."""
+
+
+def parse(name: str) -> Spec:
+    """The GPU that a user named: ``sim:h200``, or ``sim:h200/16`` for 16 of its SMs.
+
+    Raises
+    ------
+    DeviceError
+        Unknown name, or a slice that the GPU does not have.
+    """
+    known = ", ".join(PREFIX + n for n in KNOWN) + f", and slices such as {PREFIX}h200/16"
+    base, slash, part = name.removeprefix(PREFIX).partition("/")
+    if not name.startswith(PREFIX) or base not in KNOWN:
+        raise DeviceError(f"there is no simulated device {name!r}; known are {known}")
+    spec = KNOWN[base]
+    if not slash:
+        return spec
+    if not part.isascii() or not part.isdigit() or not 1 <= int(part) <= spec.whole_sms:
+        raise DeviceError(f"{name!r} asks for {part or 'no'} SMs: {PREFIX}{base} has 1 to {spec.whole_sms}; {known}")
+    sms = int(part)
+    if sms == spec.whole_sms:
+        return spec
+    note = (
+        f"{sms} of {spec.whole_sms} SMs, with clocks, L2 and memory bandwidth of the whole GPU, "
+        "as a partition of SMs (green context) has them"
+    )
+    return replace(spec, name=f"{base}/{sms}", geometry=replace(spec.geometry, sms=sms), notes=(note, *spec.notes))
