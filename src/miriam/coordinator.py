@@ -97,7 +97,11 @@ class Policy(Protocol):
     lanes: tuple[Lane, ...]
 
     def decide(self, event: Event, view: View) -> Iterable[Command]:
-        """Commands in answer to an event. ``view`` already contains the event."""
+        """Commands in answer to an event. ``view`` already contains the event.
+
+        A policy may be a generator: each command is carried out and seen in ``view`` before the
+        policy is asked for the next one.
+        """
 
     def report(self) -> Mapping[str, float]:
         """What it wants to say about its run; empty for most."""

@@ -1,14 +1,14 @@
-"""What a policy is told before the first event."""
+"""What a policy is told before the first event, and what most of them need."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from miriam.device.base import Geometry
-from miriam.task import Task
+from miriam.device.base import Geometry, Lane
+from miriam.task import Criticality, Request, Task
 
-__all__ = ["Setting"]
+__all__ = ["Setting", "lane_of_level", "levels", "most_urgent"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,3 +28,19 @@ class Setting:
     tasks: Sequence[Task]
     geometry: Geometry
     launch_us: Mapping[str, Sequence[float]]
+
+
+def levels(setting: Setting) -> tuple[int, ...]:
+    """The criticality levels of the tasks, the most critical first."""
+    return tuple(sorted({task.criticality for task in setting.tasks}, reverse=True))
+
+
+def lane_of_level(level: int, priority: int = 0) -> Lane:
+    """A lane for the tasks of one level, named after it."""
+    named = level in (Criticality.NORMAL, Criticality.CRITICAL)
+    return Lane(Criticality(level).name.lower() if named else f"level {level}", priority)
+
+
+def most_urgent(requests: Sequence[Request]) -> Request:
+    """Of requests in the order of their arrival: the most critical, of equal ones the oldest."""
+    return max(requests, key=lambda request: request.task.criticality)

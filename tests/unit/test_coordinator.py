@@ -1,0 +1,114 @@
+from collections.abc import Callable, Iterable
+
+import pytest
+from scripted import EDGE, Script, ScriptedDevice
+from support import program
+
+from miriam.coordinator import View, coordinate
+from miriam.device.base import Command, Event, EventKind, Lane, Run
+from miriam.errors import PolicyError
+from miriam.task import Criticality, Request, Task
+
+CRITICAL = Task("c", program("c", [(4, 32), (8, 32)]), Criticality.CRITICAL)
+NORMAL = Task("n", program("n", [(16, 32)]))
+
+
+class Hand:
+    """A policy made of one function."""
+
+    name = "hand"
+    lanes = (Lane("a"), Lane("b", 1))
+
+    def __init__(self, decide: Callable[[Event, View], Iterable[Command]]) -> None:
+        self._decide = decide
+
+    def decide(self, event: Event, view: View) -> Iterable[Command]:
+        return self._decide(event, view)
+
+    def report(self) -> dict[str, float]:
+        return {}
+
+
+def whole(event: Event, view: View) -> Iterable[Command]:
+    return [Run(event.request, 0)] if event.kind is EventKind.ARRIVED else []
+
+
+def test_requests_are_served_and_given_back_in_the_order_of_their_ends():
+    script = Script([(0.0, NORMAL), (1.0, CRITICAL), (2.0, NORMAL)])
+    done = coordinate(ScriptedDevice(), Hand(whole), script, 1e9)
+    assert [r.number for r in done] == [0, 1, 2]
+    assert [r.latency_us for r in done] == [4.0, 6.0, 9.0]
+
+
+def test_a_closed_loop_asks_again_when_it_is_served():
+    script = Script([(0.0, NORMAL)], closed={"n": 3})
+    done = coordinate(ScriptedDevice(), Hand(whole), script, 1e9)
+    assert [r.arrival_us for r in done] == [0.0, 4.0, 8.0, 12.0]
+
+
+def test_what_runs_at_the_end_is_left_out():
+    done = coordinate(ScriptedDevice(), Hand(whole), Script([(0.0, NORMAL), (1.0, NORMAL)]), until_us=5.0)
+    assert [r.number for r in done] == [0]
+
+
+def test_the_view_holds_the_event_and_every_command_before_the_next_is_asked_for():
+    seen = []
+
+    def decide(event: Event, view: View) -> Iterable[Command]:
+        seen.append((event.kind.name, view.now_us, len(view.pending), view.idle(0), view.idle(1)))
+        if event.kind is EventKind.ARRIVED:
+            assert event.request is view.pending[-1]
+            first = Run(event.request, 0, 0, 1)
+            yield first
+            assert list(view.flying(0)) == [first]
+            assert (view.launch_of(event.request), view.left(event.request, 1)) == (0, 8)
+            yield Run(event.request, 1, 1, 2, after=(first,))
+            assert not view.idle(1)
+        elif view.pending:
+            assert view.launch_of(event.request) == 1
+
+    coordinate(ScriptedDevice(), Hand(decide), Script([(3.0, CRITICAL)]), 1e9)
+    assert seen == [
+        ("ARRIVED", 3.0, 1, True, True),
+        ("FINISHED", 4.0, 1, True, False),
+        ("FINISHED", 6.0, 0, True, True),
+    ]
+
+
+def test_the_view_counts_blocks_that_are_left():
+    view = View(EDGE, Hand(whole).lanes)
+    request = Request(CRITICAL, 0, 0.0)
+    view._arrived(request)
+    assert view.waiting(critical=True) == [request]
+    assert view.waiting(critical=False) == []
+    for blocks, left, launch in (((4, 8), 4, 0), ((0, 2), 2, 0), ((2, 4), 0, 0)):
+        run = Run(request, 0, 1, blocks=blocks)
+        view._submitted(run)
+        assert not view._finished(run)
+        assert (view.left(request, 1), view.launch_of(request)) == (left, launch)
+    run = Run(request, 0, 0, 1)
+    view._submitted(run)
+    assert view._finished(run)
+    assert view.pending == []
+
+
+def test_blocks_that_run_twice_are_an_error():
+    class Unchecked(ScriptedDevice):
+        def _check(self, run: Run) -> None:
+            pass
+
+    def twice(event: Event, view: View) -> Iterable[Command]:
+        if event.kind is EventKind.ARRIVED:
+            yield Run(event.request, 0, 0, blocks=(0, 3))
+            yield Run(event.request, 0, 0, blocks=(1, 4))
+
+    with pytest.raises(PolicyError, match="blocks of launch 0 of c ran twice"):
+        coordinate(Unchecked(), Hand(twice), Script([(0.0, CRITICAL)]), 1e9)
+
+
+def test_a_request_that_has_finished_cannot_run_again():
+    def again(event: Event, view: View) -> Iterable[Command]:
+        return [Run(event.request, 0)]
+
+    with pytest.raises(PolicyError, match="request 0 of n has finished or never arrived"):
+        coordinate(ScriptedDevice(), Hand(again), Script([(0.0, NORMAL)]), 1e9)
