@@ -31,12 +31,15 @@ from miriam.device.sim.state import ALL, NONE, State
 
 __all__ = ["advance"]
 
+# Called from compiled code only, so they need no way in from Python, which takes long to compile.
+_inner = njit(cache=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+
 _TOGETHER_US = 1e-6  # what lies closer than this is one event: rounding must not tear a wave apart
 _SLACK = 0.01  # change of a load^4 on memory, times its weight, up to which rates are left alone
 _FLOOR = 2.0**-8
 
 
-@njit(cache=True)
+@_inner
 def _sync(st, s, t):  # type: ignore[no-untyped-def]
     """Bring the clocks of SM ``s`` to ``t``."""
     passed = t - st.synced[s]
@@ -47,7 +50,7 @@ def _sync(st, s, t):  # type: ignore[no-untyped-def]
     st.synced[s] = t
 
 
-@njit(cache=True)
+@_inner
 def _pace(st, s):  # type: ignore[no-untyped-def]
     """Set the rates of SM ``s``, whose clocks are synced, and its next end."""
     load = 0.0
@@ -72,7 +75,7 @@ def _pace(st, s):  # type: ignore[no-untyped-def]
     st.touched[s] = 0
 
 
-@njit(cache=True)
+@_inner
 def _add(st, s, k, blocks):  # type: ignore[no-untyped-def]
     """Begin ``blocks`` logical blocks in a cell whose clock is synced."""
     size = st.ends.shape[2]
@@ -87,7 +90,7 @@ def _add(st, s, k, blocks):  # type: ignore[no-untyped-def]
         st.kept[s, k] += 1
 
 
-@njit(cache=True)
+@_inner
 def _occupy(st, s, k, blocks):  # type: ignore[no-untyped-def]
     """Take (or with a negative number give back) the resources of physical blocks."""
     row, slots = st.lane[k, col.ROW], st.ends.shape[2]
@@ -103,7 +106,7 @@ def _occupy(st, s, k, blocks):  # type: ignore[no-untyped-def]
     st.touched[s] = 1
 
 
-@njit(cache=True)
+@_inner
 def _paused(st, k):  # type: ignore[no-untyped-def]
     """Whether a launch of an elastic run is under way in a lane with a limit of zero."""
     if st.lane[k, col.PHASE] != col.OPEN or st.lane[k, col.LIMIT] > 0:
@@ -111,7 +114,7 @@ def _paused(st, k):  # type: ignore[no-untyped-def]
     return st.run[st.lane[k, col.HEAD], col.WORKER_COUNT] != NONE
 
 
-@njit(cache=True)
+@_inner
 def _wanted(st, k):  # type: ignore[no-untyped-def]
     """Physical blocks that a lane would place now."""
     if st.lane[k, col.PHASE] != col.OPEN:
@@ -126,7 +129,7 @@ def _wanted(st, k):  # type: ignore[no-untyped-def]
     return st.lane[k, col.WAITING]
 
 
-@njit(cache=True)
+@_inner
 def _place(st, k, wanted):  # type: ignore[no-untyped-def]
     """Place up to ``wanted`` blocks of a lane; how many found no room."""
     row = st.lane[k, col.ROW]
@@ -164,7 +167,7 @@ def _place(st, k, wanted):  # type: ignore[no-untyped-def]
     return left
 
 
-@njit(cache=True)
+@_inner
 def _place_all(st):  # type: ignore[no-untyped-def]
     """Let the lanes place blocks in their order, up to the first that has some left."""
     lanes = st.lane.shape[0]
@@ -172,15 +175,15 @@ def _place_all(st):  # type: ignore[no-untyped-def]
     for k in range(lanes):
         st.lane[k, col.TURN] = _wanted(st, k)
     for _ in range(lanes):
-        first = NONE
+        first = lanes
         for k in range(lanes):
             if st.lane[k, col.TURN] > 0 and (
-                first == NONE
+                first == lanes
                 or st.lane[k, col.PRIORITY] > st.lane[first, col.PRIORITY]
                 or (st.lane[k, col.PRIORITY] == st.lane[first, col.PRIORITY] and st.ready[k] < st.ready[first])
             ):
                 first = k
-        if first == NONE:
+        if first == lanes:
             break
         left = 0
         if free:
@@ -192,7 +195,7 @@ def _place_all(st):  # type: ignore[no-untyped-def]
         st.lane[k, col.BLOCKED] = 1 if st.lane[k, col.TURN] < 0 else 0
 
 
-@njit(cache=True)
+@_inner
 def _begin(st):  # type: ignore[no-untyped-def]
     """Start the runs that can start, and make the limits of all that are under way hold."""
     lanes = st.lane.shape[0]
@@ -213,14 +216,14 @@ def _begin(st):  # type: ignore[no-untyped-def]
             st.lane[k, col.SAID] = 0
 
 
-@njit(cache=True)
+@_inner
 def _blocks(st, k):  # type: ignore[no-untyped-def]
     """Logical blocks of the launch, or the shard of it, that a lane is at."""
     shard = st.run[st.lane[k, col.HEAD], col.SHARD]
     return st.need[st.lane[k, col.ROW], col.GRID] if shard == NONE else shard
 
 
-@njit(cache=True)
+@_inner
 def _open(st, k):  # type: ignore[no-untyped-def]
     """Make the launch of a lane ready to place blocks."""
     run, row = st.lane[k, col.HEAD], st.lane[k, col.ROW]
@@ -235,7 +238,7 @@ def _open(st, k):  # type: ignore[no-untyped-def]
     st.began[k] = np.nan
 
 
-@njit(cache=True)
+@_inner
 def _finish(st, s):  # type: ignore[no-untyped-def]
     """Take off SM ``s`` the blocks that end now; workers that may stay begin their next block."""
     _sync(st, s, st.now[col.TIME])
@@ -267,14 +270,14 @@ def _finish(st, s):  # type: ignore[no-untyped-def]
     st.touched[s] = 1
 
 
-@njit(cache=True)
-def _tell(st, run, yielded):  # type: ignore[no-untyped-def]
-    st.out[st.total[col.OUT], 0] = run
-    st.out[st.total[col.OUT], 1] = yielded
+@_inner
+def _tell(st, k):  # type: ignore[no-untyped-def]
+    st.out[st.total[col.OUT], 0] = st.lane[k, col.HEAD]
+    st.out[st.total[col.OUT], 1] = st.lane[k, col.LEFT]
     st.total[col.OUT] += 1
 
 
-@njit(cache=True)
+@_inner
 def _close(st, k):  # type: ignore[no-untyped-def]
     """End the launch of a lane, and its run if that was the last."""
     run, t = st.lane[k, col.HEAD], st.now[col.TIME]
@@ -294,14 +297,14 @@ def _close(st, k):  # type: ignore[no-untyped-def]
         st.lane[k, col.ROW] += 1
         st.timer[k] = t + st.cost[st.lane[k, col.ROW], col.GAP]
         return
-    _tell(st, run, 0)
+    _tell(st, k)
     st.lane[k, col.PHASE] = col.EMPTY
     st.lane[k, col.HEAD] = st.run[run, col.NEXT]
     if st.lane[k, col.HEAD] == NONE:
         st.lane[k, col.TAIL] = NONE
 
 
-@njit(cache=True)
+@_inner
 def _settle(st):  # type: ignore[no-untyped-def]
     """After a change: start runs, place blocks, say which lanes are paused, set the new rates."""
     lanes, sms = st.lane.shape[0], st.free.shape[0]
@@ -314,7 +317,7 @@ def _settle(st):  # type: ignore[no-untyped-def]
             l2 += st.lane[k, col.RUNNING] * st.cost[st.lane[k, col.ROW], col.L2]
         elif _paused(st, k) and not st.lane[k, col.SAID]:
             st.lane[k, col.SAID] = 1
-            _tell(st, st.lane[k, col.HEAD], 1)
+            _tell(st, k)
     dram4, l24, change = dram * dram * dram * dram, l2 * l2 * l2 * l2, 0.0
     for k in range(lanes):
         if st.lane[k, col.RUNNING] > 0:
@@ -340,7 +343,7 @@ def _settle(st):  # type: ignore[no-untyped-def]
     st.total[col.DIRTY] = 0
 
 
-@njit(cache=True)
+@_inner
 def _pass(st, t):  # type: ignore[no-untyped-def]
     """Let time go on to ``t`` and sum up how full the device was until then."""
     passed = t - st.now[col.TIME]
@@ -351,7 +354,7 @@ def _pass(st, t):  # type: ignore[no-untyped-def]
     st.now[col.TIME] = t
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy", no_cfunc_wrapper=True)
 def advance(st: State, stop: float) -> int:
     """Run until ``stop`` (us), or until Python has to know something.
 

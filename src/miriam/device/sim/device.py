@@ -260,7 +260,7 @@ class SimDevice:
             place, step, blocks = (int(n) for n in state.spans[i])
             begin_us, end_us = (float(t) for t in state.spans_at[i])
             self._spans.append(Span(self._runs[place], step, blocks, begin_us, end_us))
-        told = [(int(place), bool(yielded)) for place, yielded in state.out[: state.total[col.OUT]]]
+        told = [(int(place), bool(left)) for place, left in state.out[: state.total[col.OUT]]]
         state.total[col.SAMPLES] = state.total[col.SPANS] = state.total[col.OUT] = 0
         now_us = float(state.now[col.TIME])
         for place, yielded in told:
