@@ -77,7 +77,12 @@ def main() -> None:
             inputs = [torch.randn(batch, *model.shape, device="cuda").half()]
             start = time.perf_counter()
             try:
-                captured = capture(module, inputs, name=name)
+                phases: dict[str, float] = {}
+
+                def note(what: str, done: int, total: int, start: float = start, phases: dict = phases) -> None:
+                    phases[what] = round(time.perf_counter() - start, 1)
+
+                captured = capture(module, inputs, name=name, progress=note)
                 seconds = time.perf_counter() - start
                 program = captured.program
                 path = args.out / f"{name}.miriam"
@@ -86,14 +91,14 @@ def main() -> None:
                 program.without_weights().save(path)
                 triton = sum(program.kernel_of(i).source is Source.TRITON for i in range(len(program.launches)))
                 record[name] = {
-                    "compile_s": round(seconds, 2), "launches": len(program.launches), "triton": triton,
+                    "compile_s": round(seconds, 2), "phases_s": phases, "launches": len(program.launches), "triton": triton,
                     "opaque": sorted({program.kernel_of(i).name for i in range(len(program.launches))
                                       if program.kernel_of(i).opaque}),
                     "file_bytes": path.stat().st_size, **facts,
                 }  # fmt: skip
             except Exception as error:
-                traceback.print_exc(limit=-6)
-                record[name] = {"failed": f"{type(error).__name__}: {error}"[:2000]}
+                traceback.print_exc(limit=-3)
+                record[name] = {"failed": f"{type(error).__name__}: {error}"[:600]}
             print(name, record[name], flush=True)
             (args.out / "zoo.json").write_text(json.dumps(record, indent=1))
             captured = module = inputs = None

@@ -25,6 +25,7 @@ os.environ.setdefault(
 import torch
 import triton
 from torch._inductor import config as inductor_config
+from torch._inductor import select_algorithm
 from torch._inductor.async_compile import AsyncCompile
 from torch._inductor.choices import InductorChoices
 from torch._inductor.graph import GraphLowering
@@ -79,6 +80,7 @@ def options() -> dict[str, Any]:
         "benchmark_epilogue_fusion": False,
         "freezing": True,
         "epilogue_fusion": True,
+        "prologue_fusion": False,  # a constant input of a matrix product gives Triton code that does not compile
         "combo_kernels": False,
         "use_static_cuda_launcher": False,  # the static launcher loads kernels past the hooks that tell their handles
         "triton.unique_kernel_names": True,
@@ -172,6 +174,7 @@ def loaded_kernels() -> Iterator[dict[int, LoadedKernel]]:
 
 def _triton_first(choices: list[Any]) -> list[Any]:
     """Triton templates where there are any; a library only where there is nothing else."""
+    AsyncCompile.wait_pool_ready()  # until then Inductor would compile in this process, one kernel after the other
     return [choice for choice in choices if isinstance(choice, TritonTemplateCaller)] or choices
 
 
@@ -181,14 +184,19 @@ def _search() -> Iterator[None]:
     logs = [logging.getLogger(f"torch._inductor.{name}") for name in ("select_algorithm", "runtime.triton_heuristics")]
     levels = [log.level for log in logs]
     add_preprocessing_fn(_triton_first)
-    short = inductor_config.patch(inductor_default_autotune_warmup=5, inductor_default_autotune_rep=20)
+    quiet = inductor_config.patch(
+        inductor_default_autotune_warmup=5, inductor_default_autotune_rep=20, max_autotune_report_choices_stats=False
+    )
+    printing = select_algorithm.PRINT_AUTOTUNE
+    select_algorithm.PRINT_AUTOTUNE = False
     try:
         for log in logs:
             log.setLevel(logging.CRITICAL)
-        with V.set_choices_handler(FewChoices()), short:
+        with V.set_choices_handler(FewChoices()), quiet:
             yield
     finally:
         get_algorithm_selector_cache().preprocessing_fns.remove(_triton_first)
+        select_algorithm.PRINT_AUTOTUNE = printing
         for log, level in zip(logs, levels, strict=True):
             log.setLevel(level)
 
@@ -228,21 +236,23 @@ def compile_module(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], pr
     """
     check_versions()
     with _search():
-        AsyncCompile.wait_pool_ready()
         pending: dict[int, Callable[[], Any]] = {}
         progress("finding candidates", 0, 1)
         torch._dynamo.reset()
         with _collecting(pending):
             try:
-                torch.compile(module, options=options(), fullgraph=True)(*inputs)
+                compiled = torch.compile(module, options=options(), fullgraph=True)
+                compiled(*inputs)
             except Exception as error:
                 if not _caused_by(error, _Collected):
                     raise
+            else:  # Inductor has compiled this graph before
+                return compiled
         for done, precompile in enumerate(pending.values()):
             progress("compiling candidates", done, len(pending))
             precompile()
-        torch._dynamo.reset()
         progress("tuning", 0, 1)
+        torch._dynamo.reset()
         compiled = torch.compile(module, options=options(), fullgraph=True)
         compiled(*inputs)
         progress("tuning", 1, 1)

@@ -88,14 +88,14 @@ def to_program(
         A pointer of a kernel whose code is known lies in no known memory, or the graph holds
         something that is neither a kernel nor a copy nor a fill.
     """
-    kernels: dict[Kernel, int] = {}
+    kernels: dict[str, Kernel] = {}
     launches = []
     for node in nodes:
         if node.kind == "empty":
             continue
         kernel, args = _step(node, code, memory)
-        kernels.setdefault(kernel, len(kernels))
-        launches.append(Launch(kernels[kernel], node.grid, args))
+        kernels.setdefault(kernel.digest, kernel)
+        launches.append(Launch(list(kernels).index(kernel.digest), node.grid, args))
 
     def tensors(found: Mapping[str, tuple[int, str, tuple[int, ...], tuple[int, ...]]]) -> tuple[Tensor, ...]:
         made = []
@@ -109,7 +109,7 @@ def to_program(
         return tuple(made)
 
     ins, outs = tensors(inputs), tensors(outputs)
-    return Program(name, target, tuple(kernels), tuple(launches), memory.buffers(), ins, outs, dict(meta))
+    return Program(name, target, tuple(kernels.values()), tuple(launches), memory.buffers(), ins, outs, dict(meta))
 
 
 def _step(node: GraphNode, code: Callable[[GraphNode], Code], memory: Memory) -> tuple[Kernel, tuple[Argument, ...]]:

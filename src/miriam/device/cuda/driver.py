@@ -275,14 +275,12 @@ class Module:
     """Loaded device code, usable in every context of the GPU (a CUDA library)."""
 
     def __init__(self, code: bytes) -> None:
-        log = ctypes.create_string_buffer(4096)
+        log = bytes(4096)  # the driver writes into it; the bindings take nothing but bytes here
         options = [_enum("CUjit_option", f"CU_JIT_{n}") for n in ("ERROR_LOG_BUFFER", "ERROR_LOG_BUFFER_SIZE_BYTES")]
         try:
-            self._library: Any = check(
-                "cuLibraryLoadData", code, options, [ctypes.addressof(log), len(log)], len(options), [], [], 0
-            )
+            self._library: Any = check("cuLibraryLoadData", code, options, [log, len(log)], len(options), [], [], 0)
         except DeviceError as error:
-            detail = log.value.decode(errors="replace").strip()
+            detail = log.split(b"\0")[0].decode(errors="replace").strip()
             raise DeviceError(f"{error}{': ' + detail if detail else ''}") from None
 
     def function(self, name: str, dynamic_shared_bytes: int = 0) -> Function:
