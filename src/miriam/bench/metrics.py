@@ -1,0 +1,170 @@
+"""What is measured of a run, each thing with one definition.
+
+A run lasts ``duration``. Its first part, the *warm-up*, is cut off: the window that counts runs from
+the end of the warm-up to the end of the run.
+
+response time
+    Arrival to finish. It holds the time in which a request waited. This is what a user of a task
+    feels, and what "latency" means wherever nothing else is said.
+service latency
+    Start (first block placed) to finish. Waiting before the start is not in it.
+quantile
+    The smallest latency that at least the share q of the requests stayed within (the inverse of the
+    empirical distribution, ``method="inverted_cdf"`` of NumPy): always a latency that did occur. With
+    fewer than 1 / (1 - q) requests it is the largest one.
+counted request
+    Arrived inside the window and finished before the run's end. What arrived and did not finish is
+    given as ``unfinished``: many of them mean that the device cannot keep up, and that quantiles
+    look better than they are.
+slowdown
+    A quantile of the response time over the same quantile of the same task alone, on the same device,
+    with the same arrivals, in the same run of the benchmark.
+throughput
+    Requests that finished inside the window, over its length.
+deadline miss
+    A request that arrived inside the window and took longer than its deadline, finished or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from miriam.task import Request, Task
+
+__all__ = ["PROBABILITIES", "Latency", "Slowdown", "TaskMetrics", "latency", "measure", "slowdown"]
+
+PROBABILITIES: tuple[float, ...] = tuple(
+    float(round(q, 7)) for q in np.concatenate((np.arange(0, 100) / 100, 1 - np.logspace(-2, -5, 100), [1.0]))
+)
+"""Where :attr:`Latency.curve_us` gives the quantile function: every percent, then denser towards 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Latencies of many requests, as a summary.
+
+    Attributes
+    ----------
+    count
+        Requests behind it, at least one.
+    mean_us, p50_us, p95_us, p99_us, p999_us, max_us
+        Mean and quantiles.
+    curve_us
+        The quantile function at :data:`PROBABILITIES`.
+    """
+
+    count: int
+    mean_us: float
+    p50_us: float
+    p95_us: float
+    p99_us: float
+    p999_us: float
+    max_us: float
+    curve_us: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Slowdown:
+    """Latency with company over latency alone, quantile by quantile. 1.0: no slowdown."""
+
+    mean: float
+    p50: float
+    p95: float
+    p99: float
+    p999: float
+    max: float
+
+
+@dataclass(frozen=True, slots=True)
+class TaskMetrics:
+    """One task in one run.
+
+    Attributes
+    ----------
+    name, criticality
+        Of the task.
+    arrived, unfinished
+        Requests that arrived inside the window, and how many of them did not finish in the run.
+    missed
+        Deadline misses, or None where the task has no deadline.
+    throughput_per_s
+        Requests finished inside the window, by second.
+    response, service
+        Response time and service latency of the counted requests, or None where there were none.
+    slowdown
+        Of the response time; None where the task did not run alone or nothing finished.
+    """
+
+    name: str
+    criticality: int
+    arrived: int
+    unfinished: int
+    missed: int | None
+    throughput_per_s: float
+    response: Latency | None
+    service: Latency | None
+    slowdown: Slowdown | None = None
+
+    @property
+    def critical(self) -> bool:
+        """Whether the task is above the normal level."""
+        return self.criticality > 0
+
+
+def latency(values_us: Sequence[float] | NDArray[np.float64]) -> Latency | None:
+    """Summary of latencies in us, shape (requests,); None if there are none."""
+    values = np.sort(np.asarray(values_us, dtype=np.float64))
+    if values.size == 0:
+        return None
+
+    p50, p95, p99, p999 = (float(v) for v in np.quantile(values, (0.5, 0.95, 0.99, 0.999), method="inverted_cdf"))
+    curve = tuple(float(round(v, 3)) for v in np.quantile(values, PROBABILITIES, method="inverted_cdf"))
+    return Latency(values.size, float(values.mean()), p50, p95, p99, p999, float(values[-1]), curve)
+
+
+def slowdown(shared: Latency | None, alone: Latency | None) -> Slowdown | None:
+    """Each quantile of ``shared`` over the same of ``alone``; None if either is missing."""
+    if shared is None or alone is None:
+        return None
+    return Slowdown(
+        shared.mean_us / alone.mean_us,
+        shared.p50_us / alone.p50_us,
+        shared.p95_us / alone.p95_us,
+        shared.p99_us / alone.p99_us,
+        shared.p999_us / alone.p999_us,
+        shared.max_us / alone.max_us,
+    )
+
+
+def measure(task: Task, requests: Iterable[Request], begin_us: float, end_us: float) -> TaskMetrics:
+    """Metrics of ``task`` over the window from ``begin_us`` to ``end_us``.
+
+    Parameters
+    ----------
+    requests
+        Every request of the run, also of other tasks, finished or not. What finished after
+        ``end_us`` counts as unfinished.
+    """
+    own = [r for r in requests if r.task.name == task.name]
+    done = [(r, r.finish_us) for r in own if r.finish_us is not None and r.finish_us <= end_us]
+    arrived = [r for r in own if begin_us <= r.arrival_us < end_us]
+    counted = [(r, finish_us) for r, finish_us in done if begin_us <= r.arrival_us < end_us]
+    missed = None
+    if task.deadline_us is not None:
+        finish = {r.number: finish_us for r, finish_us in counted}
+        missed = sum(finish.get(r.number, end_us) - r.arrival_us > task.deadline_us for r in arrived)
+    in_window = sum(finish_us >= begin_us for _, finish_us in done)
+    return TaskMetrics(
+        name=task.name,
+        criticality=int(task.criticality),
+        arrived=len(arrived),
+        unfinished=len(arrived) - len(counted),
+        missed=missed,
+        throughput_per_s=in_window / ((end_us - begin_us) * 1e-6) if end_us > begin_us else 0.0,
+        response=latency([finish_us - r.arrival_us for r, finish_us in counted]),
+        service=latency([finish_us - r.start_us for r, finish_us in counted if r.start_us is not None]),
+    )

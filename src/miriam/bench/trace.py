@@ -1,0 +1,72 @@
+"""The timelines as a Chrome trace, which Perfetto opens (ui.perfetto.dev)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from miriam.bench.results import Point, Results, Step
+from miriam.bench.timeline import Timeline
+
+__all__ = ["trace_json"]
+
+_ARRIVALS = 1000  # number of the track with the requests, after every lane
+
+
+def trace_json(results: Results) -> dict[str, Any]:
+    """A document in the Trace Event Format.
+
+    Each point is a process: a track for each lane with its launches and shards, a counter of the
+    threads resident by lane, and a track of requests with an arrow from arrival to start.
+    """
+    events: list[dict[str, Any]] = []
+    pid = 0
+    for point in results.points:
+        if point.timeline is None:
+            continue
+        pid += 1
+        models = next({e.name: e.model for e in w.entries} for w in results.workloads if w.name == point.workload)
+        steps = [results.programs[models[task]] for task in point.timeline.tasks]
+        events += _process(pid, point, point.timeline, steps)
+    return {
+        "traceEvents": events,
+        "displayTimeUnit": "ms",
+        "otherData": {"device": results.device, "made": results.made.date, "notes": " ".join(results.notes)},
+    }
+
+
+def _process(pid: int, point: Point, timeline: Timeline, steps: Sequence[Sequence[Step]]) -> Iterator[dict[str, Any]]:
+    yield _name(pid, 0, "process_name", f"{point.workload}: {point.label}")
+    yield {"ph": "M", "pid": pid, "tid": 0, "name": "process_sort_index", "args": {"sort_index": pid}}
+    yield _name(pid, _ARRIVALS, "thread_name", "requests")
+    for lane, name in enumerate(timeline.lanes):
+        yield _name(pid, lane + 1, "thread_name", f"lane {name}")
+    lane_of: dict[tuple[int, int], int] = {}
+    for bar in timeline.bars:
+        step = steps[bar.task][bar.launch]
+        lane_of.setdefault((bar.task, bar.request), bar.lane + 1)
+        yield {
+            "ph": "X", "pid": pid, "tid": bar.lane + 1, "ts": bar.begin_us, "dur": round(bar.end_us - bar.begin_us, 3),
+            "name": f"{timeline.tasks[bar.task]} {bar.launch}", "cat": "launch" if bar.workers is None else "shard",
+            "args": {
+                "kernel": step.kernel, "request": bar.request, "blocks": bar.blocks, "of": step.blocks,
+                "first block": bar.first_block or 0, "workers": bar.workers, "threads": bar.threads or step.threads,
+            },
+        }  # fmt: skip
+    for i, time_us in enumerate(timeline.time_us):
+        held = {name: timeline.resident[lane][i] for lane, name in enumerate(timeline.lanes)}
+        yield {"ph": "C", "pid": pid, "tid": 0, "ts": time_us, "name": "threads resident", "args": held}
+    for served in timeline.requests:
+        name = f"{timeline.tasks[served.task]} request {served.request}"
+        flow = f"{pid}.{served.request}"
+        if 0 <= served.arrival_us <= timeline.length_us:
+            base = {"pid": pid, "tid": _ARRIVALS, "ts": served.arrival_us, "name": name, "cat": "request"}
+            yield base | {"ph": "X", "dur": 0.1}
+            if served.start_us is not None and (served.task, served.request) in lane_of:
+                yield base | {"ph": "s", "id": flow}
+                tid = lane_of[served.task, served.request]
+                yield base | {"ph": "f", "bp": "e", "id": flow, "tid": tid, "ts": served.start_us}
+
+
+def _name(pid: int, tid: int, kind: str, name: str) -> dict[str, Any]:
+    return {"ph": "M", "pid": pid, "tid": tid, "name": kind, "args": {"name": name}}
