@@ -56,7 +56,7 @@ def table(results: Results) -> str:
     return (
         "\n".join(rows)
         + f"\n\nFrom `{command}` ({results.made.date[:10]}, Miriam {results.made.versions['miriam']})."
-        + " Latency is response time, from arrival to finish; slowdown is against the same network alone in the same run."
+        + " Latency is response time, from arrival to finish; slowdown is against the network alone in the same run."
         + notes
         + "\n"
     )

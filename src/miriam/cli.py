@@ -112,6 +112,7 @@ def bench_mdtb(
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Write index.html, results.json and a trace there.")
     ] = None,
+    jobs: Annotated[int | None, typer.Option(help="Processes to use; one for each core if left out.")] = None,
     as_json: Json = False,
 ) -> None:
     """Run MDTB, the benchmark of the paper.
@@ -125,10 +126,13 @@ def bench_mdtb(
       miriam bench mdtb --critical-load 0.3 --json > results.json
     """
     from miriam import bench as benchmark
+    from miriam.device.sim import spec
 
-    with _input(WorkloadError, PolicyError, DeviceError), _progress() as progress:
+    with _input():
+        spec.parse(device)
+    with _input((WorkloadError, PolicyError, DeviceError)), _progress() as progress:
         results = benchmark.run_mdtb(
-            workload, policy, device, duration, seed, out, critical_load=critical_load,
+            workload, policy, device, duration, seed, out, critical_load=critical_load, jobs=jobs,
             progress=lambda done, total, label: progress("running", done, total),
         )  # fmt: skip
     if as_json:
@@ -333,11 +337,11 @@ def main() -> None:
 
 
 @contextlib.contextmanager
-def _input(*kinds: type[MiriamError]) -> Iterator[None]:
+def _input(kinds: type[MiriamError] | tuple[type[MiriamError], ...] = MiriamError) -> Iterator[None]:
     """Let an error (of these kinds) end with the exit code of bad usage: it is in what the user gave."""
     try:
         yield
-    except kinds or MiriamError as error:
+    except kinds as error:
         raise _BadInputError(str(error)) from error
 
 
