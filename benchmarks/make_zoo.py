@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -58,6 +60,37 @@ def check(captured: Captured, path: Path, module: torch.nn.Module) -> dict[str, 
     return {"equal": got == wanted, "dense": dense, "error": norm, "code_s": loaded_s}
 
 
+def median_us(run: Callable[[], None]) -> float:
+    """Median time of ``run`` over 60 calls, after 20, one at a time, in us."""
+    times = []
+    for i in range(80):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        if i >= 20:
+            times.append(start.elapsed_time(end) * 1e3)
+    return round(statistics.median(times), 2)
+
+
+def stock_us(module: torch.nn.Module, inputs: list[torch.Tensor]) -> float:
+    """Median latency of the eager module (cuDNN, cuBLAS, channels-last, fp16) in a CUDA graph."""
+    module = module.to(memory_format=torch.channels_last)
+    inputs = [x.to(memory_format=torch.channels_last) if x.dim() == 4 else x for x in inputs]
+    graph = torch.cuda.CUDAGraph()
+    side = torch.cuda.Stream()
+    benchmark, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
+    with torch.no_grad(), torch.cuda.stream(side):
+        for _ in range(3):
+            module(*inputs)
+    torch.cuda.synchronize()
+    with torch.no_grad(), torch.cuda.graph(graph, stream=side):
+        module(*inputs)
+    torch.backends.cudnn.benchmark = benchmark
+    return median_us(graph.replay)
+
+
 def main() -> None:
     """Compile what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -87,11 +120,14 @@ def main() -> None:
                 program = captured.program
                 path = args.out / f"{name}.miriam"
                 program.save(path)
+                latency = median_us(captured.replay)
+                stock = stock_us(module, inputs) if not label.startswith("vit") else None
                 facts = check(captured, path, module)
                 program.without_weights().save(path)
                 triton = sum(program.kernel_of(i).source is Source.TRITON for i in range(len(program.launches)))
                 record[name] = {
-                    "compile_s": round(seconds, 2), "phases_s": phases, "launches": len(program.launches), "triton": triton,
+                    "compile_s": round(seconds, 2), "phases_s": phases, "us": latency, "stock_us": stock,
+                    "launches": len(program.launches), "triton": triton,
                     "opaque": sorted({program.kernel_of(i).name for i in range(len(program.launches))
                                       if program.kernel_of(i).opaque}),
                     "file_bytes": path.stat().st_size, **facts,
