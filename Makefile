@@ -77,7 +77,7 @@ $(LOWERING): | $(DEV)
 	if [ -n "$$lacking" ]; then \
 	    echo "miriam: this Python cannot make environments; on Debian and Ubuntu: sudo apt-get install $$lacking" >&2; \
 	else \
-	    echo "miriam: Python 3.11 or newer is needed, and python3 here is $$(python3 --version 2>&1 || echo missing)." >&2; \
+	    echo "miriam: Python 3.11 or newer is needed, and python3 here is $$(python3 --version 2>/dev/null || echo missing)." >&2; \
 	    echo "  Debian 12, Ubuntu 24.04 or newer: sudo apt-get install python3 python3-venv" >&2; \
 	    echo "  Ubuntu 22.04: sudo apt-get install python3.11 python3.11-venv; or name one: make PYTHON=/path/to/python3.11 ..." >&2; \
 	fi; \
