@@ -7,7 +7,8 @@ name of the call. Handles are owned by small classes with ``close``; closing twi
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from types import ModuleType
@@ -27,6 +28,7 @@ __all__ = [
     "Stream",
     "function_facts",
     "graph_nodes",
+    "profiled",
     "unavailable",
 ]
 
@@ -240,6 +242,15 @@ class Event:
         """Mark the end of what is in ``stream`` so far."""
         check("cuEventRecord", self._handle, stream.handle)
 
+    def record_in_graph(self, stream: Stream) -> None:
+        """Make a node of the graph that ``stream`` is capturing; each launch of the graph marks it anew."""
+        check(
+            "cuEventRecordWithFlags",
+            self._handle,
+            stream.handle,
+            _enum("CUevent_record_flags", "CU_EVENT_RECORD_EXTERNAL"),
+        )
+
     def since_us(self, earlier: Event) -> float:
         """Wait for this event and give the time since ``earlier`` in us."""
         check("cuEventSynchronize", self._handle)
@@ -426,6 +437,16 @@ def function_facts(function: int) -> dict[str, int]:
         key: int(check("cuFuncGetAttribute", _enum("CUfunction_attribute", f"CU_FUNC_ATTRIBUTE_{name}"), handle))
         for key, name in names.items()
     }
+
+
+@contextmanager
+def profiled() -> Iterator[None]:
+    """Let an attached profiler collect what is launched inside."""
+    check("cuProfilerStart")
+    try:
+        yield
+    finally:
+        check("cuProfilerStop")
 
 
 def _enum(kind: str, name: str) -> Any:

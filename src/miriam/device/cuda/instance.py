@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
+
 from miriam.device.cuda.driver import Function, Gpu, Graph, Module, Stream
 from miriam.errors import DeviceError
 from miriam.program import Kernel, Pointer, Program, Source, Tensor
@@ -81,15 +83,28 @@ class Instance:
         """Bytes of an output, from its first element on."""
         return self._gpu.read(self.address(tensor.at), size_bytes)
 
+    def fill(self, seed: int = 0) -> None:
+        """Put small random fp16 numbers into everything that the program brings no contents for.
+
+        Speed and power depend on the data: zeros run faster than a network's numbers.
+        """
+        numbers = np.random.default_rng(seed).normal(0.0, 0.1, 1 << 19).astype(np.float16).tobytes()
+        for address, buffer in zip(self._memory, self.program.buffers, strict=True):
+            for offset in range(0, buffer.size_bytes if buffer.data is None else 0, len(numbers)):
+                self._gpu.write(address + offset, numbers[: buffer.size_bytes - offset])
+
     def runnable(self, launch: int) -> bool:
         """Whether launch number ``launch`` can run from what the program carries."""
         kernel = self.program.kernel_of(launch)
         return kernel.ptx is not None or kernel.source in (Source.COPY, Source.FILL)
 
+    def every(self) -> list[int]:
+        """All launches that can run, in order."""
+        return [i for i in range(len(self.program.launches)) if self.runnable(i)]
+
     def enqueue(self, stream: Stream, launches: Iterable[int] | None = None) -> None:
         """Enqueue launches in order; all that can run by default."""
-        every = [i for i in range(len(self.program.launches)) if self.runnable(i)]
-        for i in every if launches is None else launches:
+        for i in self.every() if launches is None else launches:
             self._enqueue(stream, i)
 
     def _enqueue(self, stream: Stream, index: int) -> None:
@@ -103,6 +118,14 @@ class Instance:
         else:
             function = self._functions[launch.kernel]
             function.launch(stream, launch.grid, kernel.block, kernel.dynamic_shared_bytes, raw)
+
+    def blocks_per_sm(self, launch: int) -> int:
+        """Resident blocks of a launch on one SM, as the driver computes them; 1 for copies and fills."""
+        kernel = self.program.kernel_of(launch)
+        if kernel.ptx is None:
+            return 1
+        function = self._functions[self.program.launches[launch].kernel]
+        return function.blocks_per_sm(kernel.threads, kernel.dynamic_shared_bytes)
 
     def graph(self, stream: Stream, launches: Iterable[int] | None = None) -> Graph:
         """Give a CUDA graph of the launches, captured on ``stream``."""

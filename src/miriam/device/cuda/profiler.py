@@ -1,0 +1,276 @@
+"""Measure a program alone on a GPU: each launch at several numbers of SMs, and what it moves.
+
+Launches are timed where they stand: the whole program is one CUDA graph with an event behind each
+launch, so the caches hold what they hold in a real inference. What an event adds is measured with a
+graph of empty kernels and taken off.
+"""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+import os
+import platform
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from miriam.device.cuda import counters as hardware
+from miriam.device.cuda.driver import Event, Gpu, Module, Stream
+from miriam.device.cuda.instance import Code, Instance
+from miriam.errors import DeviceError, ProfileError
+from miriam.profile import Counters, LaunchProfile, ProgramProfile, launch_key
+from miriam.program import Program
+
+if TYPE_CHECKING:
+    from miriam.store import ProfileStore
+
+__all__ = ["SM_COUNTS", "profile_program", "profile_programs"]
+
+SM_COUNTS = (8, 16, 32, 64)
+"""Partitions that are measured besides the whole GPU, where the GPU is larger."""
+
+Progress: TypeAlias = Callable[[str, int, int], None]
+
+_REPLAYS = 40
+_WARM_UP = 5
+_PIPELINED = 10
+_EMPTY = b".version 7.0\n.target sm_52\n.address_size 64\n.visible .entry empty() { ret; }\n\0"
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    """Report nothing."""
+
+
+def profile_program(
+    program: Program, store: ProfileStore, device: str = "cuda:0", *, counters: bool = True,
+    progress: Progress = _silent,
+) -> None:  # fmt: skip
+    """Measure one program; see :func:`profile_programs`."""
+    profile_programs([program], store, device, counters=counters, progress=progress)
+
+
+def profile_programs(
+    programs: list[Program], store: ProfileStore, device: str = "cuda:0", *, counters: bool = True,
+    progress: Progress = _silent,
+) -> None:  # fmt: skip
+    """Measure programs alone on ``device`` and keep the results.
+
+    Parameters
+    ----------
+    store
+        Where the results go, under the GPU's short name (``h200``).
+    counters
+        Whether to read hardware counters with Nsight Compute; without it they are estimated.
+    progress
+        Told what is being done.
+
+    Raises
+    ------
+    DeviceError
+        No such device, or the driver refused something.
+    ProfileError
+        Counters are wanted and cannot be read.
+    """
+    gpu = Gpu(_ordinal(device))
+    try:
+        name = short_name(gpu.name)
+        whole = gpu.attribute("MULTIPROCESSOR_COUNT")
+        overheads = {sms: _overhead(gpu, sms, whole) for sms in (*_counts(whole), whole)}
+        store.put_device(name, _facts(gpu, overheads[whole]))
+        for number, program in enumerate(programs):
+            progress(f"timing {program.name}", number, len(programs))
+            read = hardware.read(program, gpu.ordinal, progress) if counters else {}
+            _measure(gpu, program, store, name, overheads, read)
+    finally:
+        gpu.close()
+
+
+def short_name(gpu: str) -> str:
+    """Name under which profiles of a GPU are kept: ``NVIDIA H200`` is ``h200``."""
+    return gpu.lower().removeprefix("nvidia ").replace(" ", "-")
+
+
+def _ordinal(device: str) -> int:
+    kind, _, number = device.partition(":")
+    if kind != "cuda" or not (number or "0").isdigit():
+        raise DeviceError(f"{device!r} cannot be profiled on: name a GPU, such as cuda:0")
+    return int(number or 0)
+
+
+def _counts(whole: int) -> tuple[int, ...]:
+    return tuple(sms for sms in SM_COUNTS if sms < whole)
+
+
+@dataclass(frozen=True, slots=True)
+class _Overhead:
+    """Of one empty kernel in a graph, and of an event behind it."""
+
+    gap_us: float
+    event_us: float
+
+
+class _Place:
+    """The whole GPU or a partition of it, current in this thread while it is open."""
+
+    def __init__(self, gpu: Gpu, sms: int, whole: int) -> None:
+        self._gpu = gpu
+        self._partition = None if sms == whole else gpu.partition(sms)
+        if self._partition is not None and self._partition.sms != sms:
+            got = self._partition.sms
+            self._partition.close()
+            raise ProfileError(f"asked for {sms} SMs of {gpu.name}, the driver gave {got}")
+        if self._partition is None:
+            gpu.activate()
+            self.stream = Stream()
+        else:
+            self._partition.activate()
+            self.stream = self._partition.stream()
+
+    def close(self) -> None:
+        self.stream.close()
+        if self._partition is not None:
+            self._partition.close()
+        self._gpu.activate()
+
+
+def _overhead(gpu: Gpu, sms: int, whole: int, launches: int = 100) -> _Overhead:
+    place = _Place(gpu, sms, whole)
+    module = Module(_EMPTY)
+    function = module.function("empty")
+    plain_us: list[float] = []
+    marked_us: list[float] = []
+    events = [Event() for _ in range(launches)]
+    for marked, found in ((False, plain_us), (True, marked_us)):
+        place.stream.begin_capture()
+        for event in events:
+            function.launch(place.stream, (1, 1, 1), (32, 1, 1), 0, ())
+            if marked:
+                event.record_in_graph(place.stream)
+        graph = place.stream.end_capture()
+        found += _pipelined_us(lambda: graph.launch(place.stream), place.stream)  # noqa: B023 - used at once
+        graph.close()
+    for event in events:
+        event.close()
+    module.close()
+    place.close()
+    plain, with_events = statistics.median(plain_us) / launches, statistics.median(marked_us) / launches
+    return _Overhead(plain, max(0.0, with_events - plain))
+
+
+def _pipelined_us(run: Callable[[], None], stream: Stream) -> list[float]:
+    """Time of one ``run`` out of several enqueued back to back, in us, repeated."""
+    start, end = Event(), Event()
+    times = []
+    for i in range(_WARM_UP + _REPLAYS // 2):
+        start.record(stream)
+        for _ in range(_PIPELINED):
+            run()
+        end.record(stream)
+        if i >= _WARM_UP:
+            times.append(end.since_us(start) / _PIPELINED)
+        else:
+            stream.synchronize()
+    start.close()
+    end.close()
+    return times
+
+
+def _measure(
+    gpu: Gpu, program: Program, store: ProfileStore, name: str, overheads: Mapping[int, _Overhead],
+    read: Mapping[int, Counters],
+) -> None:  # fmt: skip
+    whole = max(overheads)
+    launch_us: dict[int, dict[int, float]] = {}
+    program_us: dict[int, tuple[float, float]] = {}
+    residency: dict[int, int] = {}
+    code = Code(program)
+    for sms, overhead in overheads.items():
+        place = _Place(gpu, sms, whole)
+        instance = Instance(gpu, program, code, partial=True)
+        instance.fill()
+        every = instance.every()
+        if sms == whole:
+            residency = {i: instance.blocks_per_sm(i) for i in every}
+        plain = instance.graph(place.stream)
+        times = _pipelined_us(lambda: plain.launch(place.stream), place.stream)  # noqa: B023 - used at once
+        single = _single_us(lambda: plain.launch(place.stream), place.stream)  # noqa: B023
+        tail = statistics.quantiles(single, n=100)[98] - statistics.median(single)
+        program_us[sms] = (statistics.median(times), statistics.median(times) + tail)
+        plain.close()
+        events = [Event() for _ in range(len(every) + 1)]
+        launch_us[sms] = dict(zip(every, _between_us(instance, place.stream, events, overhead.event_us), strict=True))
+        for event in events:
+            event.close()
+        instance.close()
+        place.close()
+    code.close()
+    positions: dict[tuple[str, tuple[int, int, int]], list[int]] = {}
+    for i in launch_us[whole]:
+        positions.setdefault(launch_key(program.kernel_of(i), program.launches[i]), []).append(i)
+    for key, where in positions.items():
+        found = {sms: statistics.fmean(times[i] for i in where) for sms, times in launch_us.items()}
+        seen = [read[i] for i in where if i in read]
+        facts = mean_counters(seen) if seen else estimate(found[whole])
+        store.put_launch(name, key, LaunchProfile(found, residency[where[0]], facts, bool(seen)))
+    store.put_program(name, program, ProgramProfile(program_us))
+
+
+def _single_us(run: Callable[[], None], stream: Stream) -> list[float]:
+    start, end = Event(), Event()
+    times = []
+    for _ in range(_REPLAYS * 5):
+        start.record(stream)
+        run()
+        end.record(stream)
+        times.append(end.since_us(start))
+    start.close()
+    end.close()
+    return times
+
+
+def _between_us(instance: Instance, stream: Stream, events: list[Event], event_us: float) -> list[float]:
+    """Time from each event to the next: median over replays, less what an event takes."""
+    rest = iter(events[1:])
+    stream.begin_capture()
+    events[0].record_in_graph(stream)
+    for i in instance.every():
+        instance.enqueue(stream, [i])
+        next(rest).record_in_graph(stream)
+    graph = stream.end_capture()
+    rows = []
+    for replay in range(_WARM_UP + _REPLAYS):
+        graph.launch(stream)
+        stream.synchronize()
+        if replay >= _WARM_UP:
+            rows.append([later.since_us(earlier) for earlier, later in itertools.pairwise(events)])
+    graph.close()
+    return [max(statistics.median(column) - event_us, 0.1) for column in zip(*rows, strict=True)]
+
+
+def mean_counters(seen: list[Counters]) -> Counters:
+    """Mean over the places of a program where the same launch stands."""
+    fields = Counters.__slots__
+    return Counters(*(statistics.fmean(getattr(c, f) for c in seen) for f in fields))
+
+
+def estimate(whole_us: float) -> Counters:
+    """Stand in for counters: half of what an H200 could move and issue in that time."""
+    moved = 0.5 * 4.8e6 * whole_us
+    return Counters(0.7 * moved, 0.3 * moved, moved, 2 * moved, 0.5, 0.5)
+
+
+def _facts(gpu: Gpu, overhead: _Overhead) -> dict[str, str | int | float]:
+    geometry = gpu.geometry
+    return {
+        "gpu": gpu.name,
+        "sms": geometry.sms,
+        "l2_bytes": gpu.l2_bytes,
+        "launch_gap_us": round(overhead.gap_us, 3),
+        "event_us": round(overhead.event_us, 3),
+        "cuda_driver": gpu.driver_version,
+        "host": f"{platform.machine()}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+    }
