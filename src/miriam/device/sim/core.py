@@ -23,6 +23,9 @@ time that the caller named.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 import numpy as np
 from numba import njit
 
@@ -31,8 +34,20 @@ from miriam.device.sim.state import ALL, NONE, State
 
 __all__ = ["advance"]
 
-# Called from compiled code only, so they need no way in from Python, which takes long to compile.
-_inner = njit(cache=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+_F = TypeVar("_F", bound=Callable[..., Any])
+_OPTIONS: dict[str, Any] = {"cache": True, "error_model": "numpy", "no_cfunc_wrapper": True}
+
+
+def _compiled(function: _F) -> _F:
+    compiled: _F = njit(**_OPTIONS)(function)
+    return compiled
+
+
+def _inner(function: _F) -> _F:
+    """For what only compiled code calls: no way in from Python, which would take long to compile."""
+    compiled: _F = njit(**{**_OPTIONS, "no_cpython_wrapper": True})(function)
+    return compiled
+
 
 _TOGETHER_US = 1e-6  # what lies closer than this is one event: rounding must not tear a wave apart
 _SLACK = 0.01  # change of a load^4 on memory, times its weight, up to which rates are left alone
@@ -40,7 +55,7 @@ _FLOOR = 2.0**-8
 
 
 @_inner
-def _sync(st, s, t):  # type: ignore[no-untyped-def]
+def _sync(st: State, s: int, t: float) -> None:
     """Bring the clocks of SM ``s`` to ``t``."""
     passed = t - st.synced[s]
     if passed > 0.0:
@@ -51,7 +66,7 @@ def _sync(st, s, t):  # type: ignore[no-untyped-def]
 
 
 @_inner
-def _pace(st, s):  # type: ignore[no-untyped-def]
+def _pace(st: State, s: int) -> None:
     """Set the rates of SM ``s``, whose clocks are synced, and its next end."""
     load = 0.0
     for k in range(st.lane.shape[0]):
@@ -76,7 +91,7 @@ def _pace(st, s):  # type: ignore[no-untyped-def]
 
 
 @_inner
-def _add(st, s, k, blocks):  # type: ignore[no-untyped-def]
+def _add(st: State, s: int, k: int, blocks: int) -> None:
     """Begin ``blocks`` logical blocks in a cell whose clock is synced."""
     size = st.ends.shape[2]
     end = st.clock[s, k] + 1.0
@@ -91,7 +106,7 @@ def _add(st, s, k, blocks):  # type: ignore[no-untyped-def]
 
 
 @_inner
-def _occupy(st, s, k, blocks):  # type: ignore[no-untyped-def]
+def _occupy(st: State, s: int, k: int, blocks: int) -> None:
     """Take (or with a negative number give back) the resources of physical blocks."""
     row, slots = st.lane[k, col.ROW], st.ends.shape[2]
     if st.free[s, col.SLOTS] == slots:
@@ -107,30 +122,30 @@ def _occupy(st, s, k, blocks):  # type: ignore[no-untyped-def]
 
 
 @_inner
-def _paused(st, k):  # type: ignore[no-untyped-def]
+def _paused(st: State, k: int) -> bool:
     """Whether a launch of an elastic run is under way in a lane with a limit of zero."""
     if st.lane[k, col.PHASE] != col.OPEN or st.lane[k, col.LIMIT] > 0:
         return False
-    return st.run[st.lane[k, col.HEAD], col.WORKER_COUNT] != NONE
+    elastic: bool = st.run[st.lane[k, col.HEAD], col.WORKER_COUNT] != NONE
+    return elastic
 
 
 @_inner
-def _wanted(st, k):  # type: ignore[no-untyped-def]
+def _wanted(st: State, k: int) -> int:
     """Physical blocks that a lane would place now."""
     if st.lane[k, col.PHASE] != col.OPEN:
         return 0
+    waiting: int = st.lane[k, col.WAITING]
     if st.lane[k, col.WORKERS] < ALL:
-        return min(
-            st.lane[k, col.WAITING],
-            max(min(st.lane[k, col.WORKERS], st.lane[k, col.LIMIT]) - st.lane[k, col.RUNNING], 0),
-        )
-    if _paused(st, k) and st.lane[k, col.WAITING] == st.lane[k, col.LEFT]:
+        more: int = min(st.lane[k, col.WORKERS], st.lane[k, col.LIMIT]) - st.lane[k, col.RUNNING]
+        return min(waiting, max(more, 0))
+    if _paused(st, k) and waiting == st.lane[k, col.LEFT]:
         return 0  # a launch that only runs whole does not begin in a paused lane
-    return st.lane[k, col.WAITING]
+    return waiting
 
 
 @_inner
-def _place(st, k, wanted):  # type: ignore[no-untyped-def]
+def _place(st: State, k: int, wanted: int) -> int:
     """Place up to ``wanted`` blocks of a lane; how many found no room."""
     row = st.lane[k, col.ROW]
     everywhere, most = 0, 0
@@ -168,7 +183,7 @@ def _place(st, k, wanted):  # type: ignore[no-untyped-def]
 
 
 @_inner
-def _place_all(st):  # type: ignore[no-untyped-def]
+def _place_all(st: State) -> None:
     """Let the lanes place blocks in their order, up to the first that has some left."""
     lanes = st.lane.shape[0]
     free = True
@@ -196,7 +211,7 @@ def _place_all(st):  # type: ignore[no-untyped-def]
 
 
 @_inner
-def _begin(st):  # type: ignore[no-untyped-def]
+def _begin(st: State) -> None:
     """Start the runs that can start, and make the limits of all that are under way hold."""
     lanes = st.lane.shape[0]
     for k in range(lanes):
@@ -217,14 +232,16 @@ def _begin(st):  # type: ignore[no-untyped-def]
 
 
 @_inner
-def _blocks(st, k):  # type: ignore[no-untyped-def]
+def _blocks(st: State, k: int) -> int:
     """Logical blocks of the launch, or the shard of it, that a lane is at."""
-    shard = st.run[st.lane[k, col.HEAD], col.SHARD]
-    return st.need[st.lane[k, col.ROW], col.GRID] if shard == NONE else shard
+    blocks: int = st.run[st.lane[k, col.HEAD], col.SHARD]
+    if blocks == NONE:
+        blocks = st.need[st.lane[k, col.ROW], col.GRID]
+    return blocks
 
 
 @_inner
-def _open(st, k):  # type: ignore[no-untyped-def]
+def _open(st: State, k: int) -> None:
     """Make the launch of a lane ready to place blocks."""
     run, row = st.lane[k, col.HEAD], st.lane[k, col.ROW]
     blocks = _blocks(st, k)
@@ -239,7 +256,7 @@ def _open(st, k):  # type: ignore[no-untyped-def]
 
 
 @_inner
-def _finish(st, s):  # type: ignore[no-untyped-def]
+def _finish(st: State, s: int) -> None:
     """Take off SM ``s`` the blocks that end now; workers that may stay begin their next block."""
     _sync(st, s, st.now[col.TIME])
     size = st.ends.shape[2]
@@ -271,14 +288,14 @@ def _finish(st, s):  # type: ignore[no-untyped-def]
 
 
 @_inner
-def _tell(st, k):  # type: ignore[no-untyped-def]
+def _tell(st: State, k: int) -> None:
     st.out[st.total[col.OUT], 0] = st.lane[k, col.HEAD]
     st.out[st.total[col.OUT], 1] = st.lane[k, col.LEFT]
     st.total[col.OUT] += 1
 
 
 @_inner
-def _close(st, k):  # type: ignore[no-untyped-def]
+def _close(st: State, k: int) -> None:
     """End the launch of a lane, and its run if that was the last."""
     run, t = st.lane[k, col.HEAD], st.now[col.TIME]
     if st.now[col.TRACE_FROM] <= t <= st.now[col.TRACE_TO]:
@@ -305,7 +322,7 @@ def _close(st, k):  # type: ignore[no-untyped-def]
 
 
 @_inner
-def _settle(st):  # type: ignore[no-untyped-def]
+def _settle(st: State) -> None:
     """After a change: start runs, place blocks, say which lanes are paused, set the new rates."""
     lanes, sms = st.lane.shape[0], st.free.shape[0]
     _begin(st)
@@ -344,7 +361,7 @@ def _settle(st):  # type: ignore[no-untyped-def]
 
 
 @_inner
-def _pass(st, t):  # type: ignore[no-untyped-def]
+def _pass(st: State, t: float) -> None:
     """Let time go on to ``t`` and sum up how full the device was until then."""
     passed = t - st.now[col.TIME]
     if st.total[col.ACTIVE] > 0:
@@ -354,7 +371,7 @@ def _pass(st, t):  # type: ignore[no-untyped-def]
     st.now[col.TIME] = t
 
 
-@njit(cache=True, error_model="numpy", no_cfunc_wrapper=True)
+@_compiled
 def advance(st: State, stop: float) -> int:
     """Run until ``stop`` (us), or until Python has to know something.
 

@@ -19,8 +19,9 @@ alone (loads L0) is stretched by ::
 Two kernels that need the whole bandwidth thus take twice as long each, one that needs all of it and
 one that hardly uses it nearly as long as alone. Every block issues instructions, so the load of
 its SM always counts; a load on memory counts as far as the block waits for memory: w is the
-greater of the load alone and the share of time in which the SM is not busy, times the share of the
-block's accesses that go there (misses for DRAM, hits for L2).
+greater of its load alone and the share of time in which the SM is not busy, times the share of the
+block's accesses that go there (misses for DRAM, hits for L2), and at most the share of time in which
+a request of the SM is under way at all (if no two overlap).
 """
 
 from __future__ import annotations
@@ -39,6 +40,11 @@ __all__ = ["BlockCost", "CostModel", "Footprint"]
 
 _LEAST = 2.0**-8
 """Least share of latency in duration^4: a block alone on its SM runs at most four times faster."""
+
+_LINE_BYTES = 128
+_L2_CYCLES, _DRAM_CYCLES = 263.0, 479.0
+"""Latencies of an H100 (Luo et al., "Benchmarking and Dissecting the Nvidia Hopper GPU Architecture
+via Microbenchmarking", 2024)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,18 +277,21 @@ def _loads(block: _Block, wave: _Wave, duration_us: float, spec: Spec) -> tuple[
     return sm * shrink, dram * shrink, l2 * shrink
 
 
-def _weights(loads: tuple[float, float, float], block: _Block) -> tuple[float, float]:
+def _weights(block: _Block, wave: _Wave, duration_us: float, spec: Spec) -> tuple[float, float]:
     """How much loads on DRAM and on L2 matter."""
-    sm, dram, l2 = loads
-    misses = min(1.0, block.dram_bytes / block.l2_bytes) if block.l2_bytes else float(block.dram_bytes > 0)
-    waiting = 1.0 - sm
-    return max(dram, waiting * misses), max(l2, waiting * (1.0 - misses) * float(block.l2_bytes > 0))
+    sm, dram, l2 = _loads(block, wave, duration_us, spec)
+    lines_per_cycle = wave.per_sm / (_LINE_BYTES * duration_us * spec.clock_mhz)
+    misses, hits = block.dram_bytes, max(0.0, block.l2_bytes - block.dram_bytes)
+    accesses = misses + hits or 1.0
+    waits_dram = min((1.0 - sm) * misses / accesses, lines_per_cycle * _DRAM_CYCLES * misses)
+    waits_l2 = min((1.0 - sm) * hits / accesses, lines_per_cycle * _L2_CYCLES * hits)
+    return max(dram, waits_dram), max(l2, waits_l2)
 
 
 def _whole_us(block: _Block, wave: _Wave, duration_us: float, spec: Spec) -> float:
     """A launch alone, gap left out: full waves, then a last one, which leaves room and is faster for it."""
     loads = _loads(block, wave, duration_us, spec)
-    w_dram, w_l2 = _weights(loads, block)
+    w_dram, w_l2 = _weights(block, wave, duration_us, spec)
     sm4, memory4 = loads[0] ** 4, w_dram * loads[1] ** 4 + w_l2 * loads[2] ** 4
 
     def stretch(on_sm: int, resident: int) -> float:
@@ -356,7 +365,7 @@ def _cost(block: _Block, wave: _Wave, footprint: Footprint, spec: Spec, gap_us: 
     )
     duration_us = _root4(sum(part**4 for part in parts))
     loads = _loads(block, wave, duration_us, spec)
-    w_dram, w_l2 = _weights(loads, block)
+    w_dram, w_l2 = _weights(block, wave, duration_us, spec)
     sm, dram, l2 = loads
     return BlockCost(
         blocks=wave.blocks,

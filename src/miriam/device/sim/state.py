@@ -62,7 +62,8 @@ class State(NamedTuple):
     synced, due, touched, room
         Shape (S,): time of the clocks, of the next end, whether something changed, scratch.
     out, samples_at, samples, spans_at, spans
-        What Python has to be told: (run, blocks left: none if it ended, some if it yielded), threads by lane, (run, step, blocks) with times.
+        What Python has to be told: (run, blocks left: none if it ended, some if it yielded), threads
+        by lane, (run, step, blocks), with times.
     """
 
     now: Floats
