@@ -36,7 +36,7 @@ lint: $(DEV)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 
-types: $(DEV)
+types: $(DEV) $(LOWERING)
 	@$(BIN)/mypy
 
 docs: $(DEV)
