@@ -248,6 +248,33 @@ def test_profile_measures_into_the_store_and_exports(monkeypatch: pytest.MonkeyP
     assert len(ExportedProfiles(tmp_path / "toy.json.xz").launches) == 2
 
 
+def test_bench_prints_one_json_document_or_a_table_and_writes_the_report(tmp_path: Path) -> None:
+    args = ["bench", "mdtb", "--workload", "a", "--policy", "sequential,miriam", "--duration", "0.05", "--jobs", "1"]
+    result = call(*args, "--json")
+    assert (result.exit_code, result.stderr) == (0, "")
+    found = json.loads(result.stdout)
+    assert found["policies"] == ["sequential", "miriam"]
+    assert found["device"]["name"] == "sim:xavier"
+    result = call(*args, "--out", str(tmp_path))
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "miriam" in result.stdout
+    assert result.stdout.endswith(f"The report is in {tmp_path / 'index.html'}\n")
+    assert (tmp_path / "index.html").exists()
+
+
+def test_progress_goes_to_a_terminal_and_leaves_standard_output_alone() -> None:
+    pty = pytest.importorskip("pty")
+    terminal, other_end = pty.openpty()
+    args = ["bench", "mdtb", "--workload", "A", "--policy", "priority", "--duration", "0.02", "--jobs", "1", "--json"]
+    with subprocess.Popen([sys.executable, "-m", "miriam", *args], stdout=subprocess.PIPE, stderr=other_end) as process:
+        os.close(other_end)
+        stdout, _ = process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert json.loads(stdout)["policies"] == ["priority"]
+    assert b"running" in os.read(terminal, 1 << 16)
+    os.close(terminal)
+
+
 def run(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "miriam", *args],

@@ -98,8 +98,7 @@ def test_links_between_files_lead_somewhere() -> None:
 def test_the_table_in_the_readme_is_the_one_of_its_record() -> None:
     if not (ROOT / "benchmarks" / "records" / "mdtb-xavier.json").exists():
         pytest.skip("there is no record yet")
-    script = [sys.executable, ROOT / "benchmarks" / "readme_table.py", "--check"]
-    assert subprocess.run(script, timeout=60, check=False).returncode == 0, "run benchmarks/readme_table.py"
+    assert readme_table("--check") == 0, "run benchmarks/readme_table.py"
 
 
 def test_the_policy_example_protects_the_critical_network(capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,8 +111,23 @@ def test_the_policy_example_protects_the_critical_network(capsys: pytest.Capture
     assert float(found[1][1]) < float(found[0][1])
 
 
-def test_the_bench_example_writes_its_report(tmp_path: Path) -> None:
+def readme_table(*args: object) -> int:
+    script = [sys.executable, str(ROOT / "benchmarks" / "readme_table.py"), *map(str, args)]
+    return subprocess.run(script, timeout=60, check=False).returncode
+
+
+def test_the_bench_example_writes_its_report_and_the_table_follows_from_it(tmp_path: Path) -> None:
     main = runpy.run_path(str(ROOT / "examples" / "bench.py"))["main"]
     results = main(str(tmp_path), 0.2)
     assert results.point("robot", "miriam") is not None
     assert (tmp_path / "index.html").stat().st_size > 0
+
+    readme = tmp_path / "README.md"
+    readme.write_bytes((ROOT / "README.md").read_bytes())
+    args = ("--record", tmp_path / "results.json", "--readme", readme)
+    assert readme_table(*args) == 0
+    assert readme_table(*args, "--check") == 0
+    text = readme.read_text("utf-8")
+    assert f"{results.point('robot', 'miriam').critical.slowdown.p99:.2f}" in text
+    readme.write_text(text.replace("| `miriam` |", "| `mine` |"), "utf-8")
+    assert readme_table(*args, "--check") == 1
