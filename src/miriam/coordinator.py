@@ -65,6 +65,7 @@ class View:
     def _finished(self, run: Run) -> bool:
         """Book a finished run; whether its request is complete now."""
         self._flying[run.lane].remove(run)
+        object.__setattr__(run, "after", ())  # or each run would keep alive all that ever ran before it
         left = self._left[run.request]
         for launch in run.launches:
             done = left.get(launch, 0) if run.blocks is None else run.blocks[1] - run.blocks[0]
@@ -104,7 +105,10 @@ class Policy(Protocol):
         """
 
     def report(self) -> Mapping[str, float]:
-        """What it wants to say about its run; empty for most."""
+        """What it wants to say about its run; empty for most.
+
+        Names that begin with ``host_`` are measurements of the machine that runs the coordinator.
+        """
 
 
 class Traffic(Protocol):

@@ -92,6 +92,20 @@ def test_the_view_counts_blocks_that_are_left():
     assert view.pending == []
 
 
+def test_a_finished_run_lets_go_of_those_before_it():
+    runs = []
+
+    def chain(event: Event, view: View) -> Iterable[Command]:
+        if event.kind is EventKind.ARRIVED:
+            for i in range(2):
+                runs.append(Run(event.request, i, i, i + 1, after=tuple(runs)))
+                yield runs[-1]
+            assert runs[1].after == (runs[0],)
+
+    coordinate(ScriptedDevice(), Hand(chain), Script([(0.0, CRITICAL)]), 1e9)
+    assert [run.after for run in runs] == [(), ()]
+
+
 def test_blocks_that_run_twice_are_an_error():
     class Unchecked(ScriptedDevice):
         def _check(self, run: Run) -> None:

@@ -1,4 +1,5 @@
 import random
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -73,7 +74,7 @@ def test_whatever_comes_is_served_once_in_order_and_no_level_waits_in_the_lane_o
     times = st.floats(0, 40, allow_nan=False)
     arrivals = [(data.draw(times), task) for task in tasks for _ in range(data.draw(st.integers(1, 3)))]
     closed = {task.name: 3 for task in tasks if data.draw(st.booleans())}
-    done, device, policy = serve(name, Script(arrivals, closed))  # the device checks order and coverage
+    done, device, _ = serve(name, Script(arrivals, closed))  # the device checks order and coverage
 
     levels: dict[int, set[bool]] = {}
     for _, run in device.submitted:
@@ -83,7 +84,7 @@ def test_whatever_comes_is_served_once_in_order_and_no_level_waits_in_the_lane_o
     for task in tasks:  # requests of one task share its buffers: they never overlap, the oldest goes first
         spans = [(r.start_us, r.finish_us) for r in sorted(done, key=lambda r: (r.arrival_us, r.number))
                  if r.task is task]  # fmt: skip
-        assert all(end <= begin for (_, end), (begin, _) in zip(spans, spans[1:], strict=False))
+        assert all(end <= begin for (_, end), (begin, _) in pairwise(spans))
 
 
 @pytest.mark.parametrize("name", NAMES)

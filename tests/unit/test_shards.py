@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,7 +21,7 @@ def test_slices_are_exact_halvings_and_all_of_them(blocks):
     sizes = slices(blocks)
     assert sizes[-1] == blocks
     assert sizes[0] % 2 == 1
-    assert all(2 * small == large for small, large in zip(sizes, sizes[1:], strict=False))
+    assert all(2 * small == large for small, large in pairwise(sizes))
 
 
 def test_a_grid_without_blocks_cannot_be_cut():
