@@ -89,7 +89,6 @@ def test_no_turn_of_the_host_lies_inside_a_pair():
     _, device, _ = serve("barrier", Script([(0.0, SHORT), (0.0, LONG)]))
     first = next(d.end_us for d in device.log if d.run.lane == 1)
     assert [time_us for time_us, _ in device.submitted] == [0.0, 0.0] + [first] * 6
-    assert all(len(run.after) == 2 for _, run in device.submitted[4:])
 
 
 def test_who_comes_later_starts_at_once_and_meets_the_other_at_the_next_barrier():
