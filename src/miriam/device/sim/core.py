@@ -50,7 +50,7 @@ def _inner(function: _F) -> _F:
 
 
 _TOGETHER_US = 1e-6  # what lies closer than this is one event: rounding must not tear a wave apart
-_SLACK = 0.01  # change of a load^4 on memory, times its weight, up to which rates are left alone
+_SLACK = 0.01  # share of stretch^4 by which loads on memory may change before all rates are set anew
 _FLOOR = 2.0**-8
 
 
@@ -335,13 +335,15 @@ def _settle(st: State) -> None:
         elif _paused(st, k) and not st.lane[k, col.SAID]:
             st.lane[k, col.SAID] = 1
             _tell(st, k)
-    dram4, l24, change = dram * dram * dram * dram, l2 * l2 * l2 * l2, 0.0
+    dram4, l24 = dram * dram * dram * dram, l2 * l2 * l2 * l2
+    everywhere = False
     for k in range(lanes):
         if st.lane[k, col.RUNNING] > 0:
             row = st.lane[k, col.ROW]
-            change = max(change, st.cost[row, col.DRAM_WEIGHT] * abs(dram4 - st.now[col.DRAM4]))
-            change = max(change, st.cost[row, col.L2_WEIGHT] * abs(l24 - st.now[col.L24]))
-    everywhere = change > _SLACK
+            of_dram, of_l2 = st.cost[row, col.DRAM_WEIGHT], st.cost[row, col.L2_WEIGHT]
+            change = of_dram * abs(dram4 - st.now[col.DRAM4]) + of_l2 * abs(l24 - st.now[col.L24])
+            if change > _SLACK * (st.cost[row, col.REST] + of_dram * dram4 + of_l2 * l24):
+                everywhere = True
     if everywhere:
         st.now[col.DRAM4] = dram4
         st.now[col.L24] = l24

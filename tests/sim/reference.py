@@ -1,0 +1,192 @@
+"""The rules of the model once more, as plainly as possible: one object for each block, nothing cached.
+
+Slow, and only for small cases; the engine must agree with it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from miriam.device.base import Geometry, Limit, Run
+from miriam.device.sim.costs import BlockCost
+
+TOGETHER_US = 1e-6
+
+
+@dataclass(eq=False)
+class Block:
+    lane: int
+    cost: BlockCost
+    duration_us: float
+    left: float = 1.0
+    rate: float = 0.0
+
+
+@dataclass(eq=False)
+class LaneState:
+    priority: int
+    limit: int | None = None
+    queue: list[Run] = field(default_factory=list)
+    run: Run | None = None
+    launch: int = 0
+    begins_us: float | None = None  # end of the gap; None: the launch is open
+    ready_us: float = 0.0
+    waiting: int = 0
+    left: int = 0
+    span_us: float | None = None
+    said: bool = False
+
+
+class Reference:
+    """Runs (time in us, command) to the end; ``spans`` and ``yields`` (lanes) say what happened."""
+
+    def __init__(self, geometry: Geometry, priorities: list[int], costs: dict[int, tuple[BlockCost, ...]],
+                 overhead: float) -> None:  # fmt: skip
+        self.geometry, self.costs, self.overhead = geometry, costs, overhead
+        self.lanes = [LaneState(priority) for priority in priorities]
+        self.sms: list[list[Block]] = [[] for _ in range(geometry.sms)]
+        self.now_us = 0.0
+        self.spans: list[tuple[int, int, int, float, float]] = []
+        self.yields: list[int] = []
+
+    def run(self, commands: list[tuple[float, Run | Limit]]) -> None:
+        commands = list(commands)
+        while True:
+            self.settle()
+            ends = [self.now_us + block.left / block.rate for sm in self.sms for block in sm]
+            begins = [lane.begins_us for lane in self.lanes if lane.begins_us is not None]
+            next_us = min(ends + begins, default=math.inf)
+            command_us = commands[0][0] if commands else math.inf
+            if math.inf == next_us == command_us:
+                return
+            at_us = min(next_us, command_us)
+            for block in (block for sm in self.sms for block in sm):
+                block.left -= (at_us - self.now_us) * block.rate
+            self.now_us = at_us
+            if command_us < next_us:
+                self.command(commands.pop(0)[1])
+            else:
+                self.happen()
+
+    def command(self, command: Run | Limit) -> None:
+        if isinstance(command, Limit):
+            self.lanes[command.lane].limit = command.workers
+        else:
+            self.lanes[command.lane].queue.append(command)
+
+    def happen(self) -> None:
+        for lane in self.lanes:
+            if lane.begins_us is not None and lane.begins_us <= self.now_us + TOGETHER_US:
+                lane.begins_us = None
+                lane.ready_us = self.now_us
+                lane.waiting = lane.left = self.blocks(lane)
+                lane.span_us = None
+        for sm in self.sms:
+            for block in sorted(sm, key=lambda block: block.lane):
+                if block.left > block.rate * TOGETHER_US:
+                    continue
+                lane = self.lanes[block.lane]
+                lane.left -= 1
+                may = self.may(block.lane)
+                if may is not None and lane.waiting and self.resident(block.lane) <= may:
+                    lane.waiting -= 1
+                    block.left = 1.0
+                else:
+                    sm.remove(block)
+        for index, lane in enumerate(self.lanes):
+            if lane.run is not None and lane.begins_us is None and lane.left == 0:
+                assert lane.span_us is not None
+                self.spans.append((index, lane.launch, self.blocks(lane), lane.span_us, self.now_us))
+                lane.launch += 1
+                if lane.launch in lane.run.launches:
+                    lane.begins_us = self.now_us + self.cost(lane).gap_us
+                else:
+                    lane.run = None
+
+    def settle(self) -> None:
+        for lane in self.lanes:
+            if lane.run is None and lane.queue:
+                lane.run = lane.queue.pop(0)
+                lane.launch = lane.run.first
+                lane.begins_us = self.now_us + self.cost(lane).gap_us
+        order = sorted(range(len(self.lanes)), key=lambda i: (-self.lanes[i].priority, self.lanes[i].ready_us, i))
+        for index in order:
+            lane = self.lanes[index]
+            if lane.run is None or lane.begins_us is not None:
+                continue
+            wanted = lane.waiting
+            may = self.may(index)
+            if may is not None:
+                wanted = min(wanted, max(0, may - self.resident(index)))
+            elif lane.run.workers is not None and self.limit(index) == 0 and lane.waiting == lane.left:
+                wanted = 0
+            while wanted:
+                rooms = [self.room(sm, self.cost(lane)) for sm in self.sms]
+                if max(rooms) == 0:
+                    break
+                cost = self.cost(lane)
+                factor = 1.0 if lane.run.workers is None or cost.rigid else self.overhead
+                self.sms[rooms.index(max(rooms))].append(Block(index, cost, cost.duration_us * factor))
+                lane.waiting -= 1
+                wanted -= 1
+                if lane.span_us is None:
+                    lane.span_us = self.now_us
+            if wanted:
+                break
+        for index, lane in enumerate(self.lanes):
+            if self.limit(index) != 0:
+                lane.said = False
+            elif (lane.run is not None and lane.begins_us is None and lane.run.workers is not None
+                  and not self.resident(index) and not lane.said):  # fmt: skip
+                lane.said = True
+                self.yields.append(index)
+        blocks = [block for sm in self.sms for block in sm]
+        dram, l2 = sum(block.cost.dram_share for block in blocks), sum(block.cost.l2_share for block in blocks)
+        for sm in self.sms:
+            load = sum(block.cost.sm_share for block in sm)
+            for block in sm:
+                cost = block.cost
+                stretch4 = cost.rest + load**4 + cost.dram_weight * dram**4 + cost.l2_weight * l2**4
+                block.rate = 1.0 / (block.duration_us * max(stretch4, 2.0**-8) ** 0.25)
+            self.check(sm)
+
+    def check(self, sm: list[Block]) -> None:
+        assert len(sm) <= self.geometry.blocks_per_sm
+        assert sum(block.cost.footprint.threads for block in sm) <= self.geometry.threads_per_sm
+        assert sum(block.cost.footprint.registers for block in sm) <= self.geometry.registers_per_sm
+        assert sum(block.cost.footprint.shared_bytes for block in sm) <= self.geometry.shared_per_sm_bytes
+
+    def room(self, sm: list[Block], cost: BlockCost) -> int:
+        need, here = cost.footprint, [block.cost.footprint for block in sm]
+        fits = [
+            self.geometry.blocks_per_sm - len(sm),
+            (self.geometry.threads_per_sm - sum(f.threads for f in here)) // need.threads,
+            (self.geometry.registers_per_sm - sum(f.registers for f in here)) // need.registers,
+        ]
+        if need.shared_bytes:
+            fits.append((self.geometry.shared_per_sm_bytes - sum(f.shared_bytes for f in here)) // need.shared_bytes)
+        return min(fits)
+
+    def resident(self, lane: int) -> int:
+        return sum(block.lane == lane for sm in self.sms for block in sm)
+
+    def cost(self, lane: LaneState) -> BlockCost:
+        assert lane.run is not None
+        return self.costs[id(lane.run.request.task.program)][lane.launch]
+
+    def blocks(self, lane: LaneState) -> int:
+        assert lane.run is not None
+        return self.cost(lane).blocks if lane.run.blocks is None else lane.run.blocks[1] - lane.run.blocks[0]
+
+    def limit(self, index: int) -> int | None:
+        limits = [self.lanes[index].limit]
+        limits += [lane.run.limits.get(index) for lane in self.lanes if lane.run is not None]
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    def may(self, index: int) -> int | None:
+        """Workers that a lane may keep; None if its launch is not elastic."""
+        run, limit = self.lanes[index].run, self.limit(index)
+        if run is None or run.workers is None or self.cost(self.lanes[index]).rigid:
+            return None
+        return run.workers if limit is None else min(run.workers, limit)
