@@ -10,6 +10,7 @@ compiled module to the bit, and how far that output lies from the eager module's
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import statistics
 import time
@@ -121,8 +122,8 @@ def main() -> None:
                 path = args.out / f"{name}.miriam"
                 program.save(path)
                 latency = median_us(captured.replay)
+                facts = check(captured, path, copy.deepcopy(module))
                 stock = stock_us(module, inputs) if not label.startswith("vit") else None
-                facts = check(captured, path, module)
                 program.without_weights().save(path)
                 triton = sum(program.kernel_of(i).source is Source.TRITON for i in range(len(program.launches)))
                 record[name] = {

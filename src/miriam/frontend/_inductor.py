@@ -185,7 +185,10 @@ def _search() -> Iterator[None]:
     levels = [log.level for log in logs]
     add_preprocessing_fn(_triton_first)
     quiet = inductor_config.patch(
-        inductor_default_autotune_warmup=5, inductor_default_autotune_rep=20, max_autotune_report_choices_stats=False
+        freezing=True,  # Dynamo looks at the global option, not at those of one compilation
+        inductor_default_autotune_warmup=5,
+        inductor_default_autotune_rep=20,
+        max_autotune_report_choices_stats=False,
     )
     printing = select_algorithm.PRINT_AUTOTUNE
     select_algorithm.PRINT_AUTOTUNE = False

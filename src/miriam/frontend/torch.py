@@ -43,7 +43,7 @@ class Captured:
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
         self._graph = graph
-        self._keep = keep  # kernels are unloaded with the module that was compiled to them
+        self._keep = keep  # kernels go with the module compiled to them, weights with a module that is changed
 
     def replay(self) -> None:
         """Run the graph once on the current stream."""
@@ -94,7 +94,8 @@ def capture(
     program = _program(torch, name, graph, inputs, outputs, loaded, weights)
     graph.instantiate()
     progress("capturing", 1, 1)
-    return Captured(program, graph, inputs, outputs, compiled)
+    used = [tensor.detach() for tensor in module.state_dict(keep_vars=True).values()]
+    return Captured(program, graph, inputs, outputs, (compiled, used))
 
 
 def compile_factory(
