@@ -46,7 +46,9 @@ class Miriam:
       way of a critical request that arrives: the design has no preemption, so what was enqueued
       before it goes on beside it in its original shape.
 
-    Cost: one command for each run and each shard. A critical request waits for no turn of the host.
+    Cost: one command for each run and each shard. A critical request waits for no turn of the host,
+    only, when it arrives, for the commands of the decision in progress: as many as there are normal
+    lanes at most.
 
     Parameters
     ----------
