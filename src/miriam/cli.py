@@ -184,7 +184,7 @@ def profile(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A program file.")],
     device: Annotated[str, typer.Option(help="The GPU to measure on.")] = "cuda:0",
     counters: Annotated[
-        bool, typer.Option(help="Read hardware counters too; where that is not possible they are estimated.")
+        bool, typer.Option(help="Read hardware counters with Nsight Compute; otherwise they are estimated.")
     ] = True,
     export: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write everything in the store to a .json.xz file.")
