@@ -13,7 +13,7 @@ from miriam.errors import ProgramError
 from miriam.program import Program
 
 if TYPE_CHECKING:
-    from miriam.profile import ProfileSource
+    from miriam.store import ExportedProfiles
 
 __all__ = ["load", "names", "profiles"]
 
@@ -40,7 +40,7 @@ def load(name: str) -> Program:
 
 
 @cache
-def profiles() -> ProfileSource:
+def profiles() -> ExportedProfiles:
     """Give what was measured of these programs."""
     from miriam.store import ExportedProfiles
 
