@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from miriam.device.base import Command, Event, EventKind, Lane, Limit, Run, Span, Usage, check_run
 from miriam.device.sim import state as col
@@ -152,6 +153,10 @@ class SimDevice:
             samples=tuple(self._samples),
             spans=tuple(self._spans),
         )
+
+    def resident(self) -> NDArray[np.int64]:
+        """Blocks on the device now, shape (SMs, lanes)."""
+        return self._opened().held.copy()
 
     def close(self) -> None:
         """Give everything back; allowed twice."""
