@@ -57,7 +57,8 @@ class _Rated:
         return {"kind": self.kind, "rate_per_s": self.rate_per_s}
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.rate_per_s:.4g}/s"
+        name = "Poisson" if self.kind == "poisson" else self.kind
+        return f"{name} {self.rate_per_s:.4g}/s"
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from miriam.bench.arrivals import Closed, SeededTraffic
 from miriam.bench.metrics import measure
 from miriam.bench.results import Made, Point, Results, Step, relate
 from miriam.bench.timeline import excerpt
-from miriam.bench.workload import Workload, select
+from miriam.bench.workload import Workload, check_load, select
 from miriam.coordinator import Policy, coordinate
 from miriam.device.base import Device
 from miriam.errors import DeviceError, MiriamError, PolicyError, WorkloadError
@@ -124,6 +124,11 @@ def run(
         raise WorkloadError(f"a duration of {duration_s} s: a number above zero is needed")
     if jobs is not None and jobs < 1:
         raise WorkloadError(f"{jobs} jobs: at least one is needed")
+    if seed < 0:
+        raise WorkloadError(f"seed {seed}: a whole number, zero or above, is needed")
+    if critical_load is not None:
+        check_load(critical_load)
+    _check_device(device)
     todo = [
         _Job(workload, policy, alone, device, duration_s, seed, critical_load, programs, profiles)
         for workload in chosen
@@ -184,12 +189,11 @@ def _pool(jobs: int) -> Iterator[Executor]:
     try:
         yield pool
     except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
         for child in set(multiprocessing.active_children()) - before:
             child.terminate()
         raise
     finally:
-        pool.shutdown()
+        pool.shutdown(cancel_futures=True)
 
 
 def _quiet_interrupt() -> None:
@@ -292,9 +296,15 @@ def _simulated(name: str) -> bool:
     return name.startswith("sim:")
 
 
-def _device(name: str, profiles: Callable[[], ProfileSource] | None) -> Device:
+def _check_device(name: str) -> None:
     if not _simulated(name):
         raise DeviceError(f"the benchmark cannot run on device {name!r}: choose a simulated one, such as sim:xavier")
+    from miriam.device.sim.spec import parse
+
+    parse(name)
+
+
+def _device(name: str, profiles: Callable[[], ProfileSource] | None) -> Device:
     from miriam.device.sim.device import SimDevice
 
     if profiles is None:

@@ -38,7 +38,7 @@ from miriam.task import Request, Task
 __all__ = ["PROBABILITIES", "Latency", "Slowdown", "TaskMetrics", "latency", "measure", "slowdown"]
 
 PROBABILITIES: tuple[float, ...] = tuple(
-    float(round(q, 7)) for q in np.concatenate((np.arange(0, 100) / 100, 1 - np.logspace(-2, -5, 100), [1.0]))
+    float(round(q, 7)) for q in np.concatenate((np.arange(99) / 100, 1 - np.logspace(-2, -5, 100), [1.0]))
 )
 """Where :attr:`Latency.curve_us` gives the quantile function: every percent, then denser towards 1."""
 

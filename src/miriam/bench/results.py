@@ -71,6 +71,9 @@ class Point:
     overall_vs_sequential
         Overall throughput over that of the policy ``sequential`` in the same run; None where it did
         not run.
+    normal_vs_alone
+        Throughput of a normal task over its throughput alone, mean over the normal tasks; None where
+        there is none.
     busy
         Share of the run in which at least one block was resident.
     occupancy, sm_active, blocks
@@ -92,6 +95,7 @@ class Point:
     report: Mapping[str, float]
     timeline: Timeline | None = None
     overall_vs_sequential: float | None = None
+    normal_vs_alone: float | None = None
 
     @property
     def label(self) -> str:
@@ -241,18 +245,28 @@ def schema() -> dict[str, Any]:
 def relate(points: Iterable[Point]) -> tuple[Point, ...]:
     """Fill in what needs two runs: slowdowns against alone, throughput against ``sequential``."""
     points = tuple(points)
-    alone = {(p.workload, p.alone): p.tasks[0].response for p in points if p.alone is not None}
+    alone = {(p.workload, p.alone): p.tasks[0] for p in points if p.alone is not None}
     base = {p.workload: p.overall_per_s for p in points if p.alone is None and p.policy == BASELINE}
+
+    def slower(point: Point, task: TaskMetrics) -> TaskMetrics:
+        own = alone.get((point.workload, task.name))
+        return replace(task, slowdown=slowdown(task.response, own.response if own else None))
 
     def related(point: Point) -> Point:
         if point.alone is not None:
             return point
-        tasks = tuple(
-            replace(t, slowdown=slowdown(t.response, alone.get((point.workload, t.name)))) for t in point.tasks
-        )
         sequential = base.get(point.workload)
-        ratio = point.overall_per_s / sequential if sequential else None
-        return replace(point, tasks=tasks, overall_vs_sequential=ratio)
+        shares = [
+            t.throughput_per_s / own.throughput_per_s
+            for t in point.tasks
+            if not t.critical and (own := alone.get((point.workload, t.name))) and own.throughput_per_s
+        ]
+        return replace(
+            point,
+            tasks=tuple(slower(point, t) for t in point.tasks),
+            overall_vs_sequential=point.overall_per_s / sequential if sequential else None,
+            normal_vs_alone=sum(shares) / len(shares) if shares else None,
+        )
 
     return tuple(map(related, points))
 
@@ -290,7 +304,7 @@ def _point_json(point: Point) -> dict[str, Any]:
         name: getattr(point, name)
         for name in (
             "workload", "policy", "alone", "critical_per_s", "normal_per_s", "overall_per_s", "overall_vs_sequential",
-            "busy", "occupancy", "sm_active", "blocks",
+            "normal_vs_alone", "busy", "occupancy", "sm_active", "blocks",
         )
     }  # fmt: skip
     return raw | {
@@ -328,6 +342,7 @@ def _point(raw: dict[str, Any]) -> Point:
         report=raw["report"],
         timeline=Timeline.from_json(raw["timeline"]) if raw["timeline"] else None,
         overall_vs_sequential=raw["overall_vs_sequential"],
+        normal_vs_alone=raw["normal_vs_alone"],
     )
 
 

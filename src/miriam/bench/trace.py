@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from miriam.bench.results import Point, Results, Step
-from miriam.bench.timeline import Timeline
+from miriam.bench.timeline import Served, Timeline
 
 __all__ = ["trace_json"]
 
@@ -57,16 +57,28 @@ def _process(pid: int, point: Point, timeline: Timeline, steps: Sequence[Sequenc
         held = {name: timeline.resident[lane][i] for lane, name in enumerate(timeline.lanes)}
         yield {"ph": "C", "pid": pid, "tid": 0, "ts": time_us, "name": "threads resident", "args": held}
     for served in timeline.requests:
-        name = f"{timeline.tasks[served.task]} request {served.request}"
-        flow = f"{pid}.{served.request}"
-        if 0 <= served.arrival_us <= timeline.length_us:
-            base = {"pid": pid, "tid": _ARRIVALS, "ts": served.arrival_us, "name": name, "cat": "request"}
-            yield base | {"ph": "X", "dur": 0.1}
-            if served.start_us is not None and (served.task, served.request) in lane_of:
-                yield base | {"ph": "s", "id": flow}
-                tid = lane_of[served.task, served.request]
-                yield base | {"ph": "f", "bp": "e", "id": flow, "tid": tid, "ts": served.start_us}
+        yield from _request(pid, timeline, served, lane_of.get((served.task, served.request)))
 
 
 def _name(pid: int, tid: int, kind: str, name: str) -> dict[str, Any]:
     return {"ph": "M", "pid": pid, "tid": tid, "name": kind, "args": {"name": name}}
+
+
+def _request(pid: int, timeline: Timeline, served: Served, lane: int | None) -> Iterator[dict[str, Any]]:
+    """A request from arrival to finish, and an arrow from its arrival to its start."""
+    base = {
+        "pid": pid,
+        "tid": _ARRIVALS,
+        "name": f"{timeline.tasks[served.task]} request {served.request}",
+        "cat": "request",
+    }
+    life = base | {"id": f"{pid}.{served.request}"}
+    end_us = timeline.length_us if served.finish_us is None else served.finish_us
+    yield life | {"ph": "b", "ts": served.arrival_us}
+    yield life | {"ph": "e", "ts": end_us}
+    if served.start_us is None or lane is None or not 0 <= served.arrival_us <= timeline.length_us:
+        return
+    flow = base | {"cat": "start", "id": f"{pid}.{served.request}"}
+    yield base | {"ph": "X", "ts": served.arrival_us, "dur": 0.1}
+    yield flow | {"ph": "s", "ts": served.arrival_us}
+    yield flow | {"ph": "f", "bp": "e", "tid": lane, "ts": served.start_us}

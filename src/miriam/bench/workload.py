@@ -16,7 +16,7 @@ from miriam.errors import WorkloadError
 from miriam.program import Program
 from miriam.task import Criticality, Task
 
-__all__ = ["MDTB", "Entry", "Workload", "select"]
+__all__ = ["MDTB", "Entry", "Workload", "check_load", "select"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +106,7 @@ class Workload:
         alone_us
             What one request of :attr:`rated` takes alone.
         """
-        if not 0 < load <= 1:
-            raise WorkloadError(f"critical load {load}: a share of the time is needed, above 0 and at most 1")
+        check_load(load)
         entry = self.rated
         if entry is None or isinstance(entry.arrivals, Closed):
             return self
@@ -148,6 +147,12 @@ MDTB: Mapping[str, Workload] = MappingProxyType(
     }
 )  # fmt: skip
 """Workloads A to D and the driving case, by name."""
+
+
+def check_load(load: float) -> None:
+    """Raise :class:`WorkloadError` if ``load`` is no share of the time."""
+    if not 0 < load <= 1:
+        raise WorkloadError(f"critical load {load}: a share of the time is needed, above 0 and at most 1")
 
 
 def select(names: str | Iterable[str | Workload]) -> tuple[Workload, ...]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from miriam.bench.metrics import PROBABILITIES, Latency
-from miriam.bench.report.svg import element, log_ticks, number, text, time_label, time_text
+from miriam.bench.report.svg import caption, element, log_ticks, number, text, time_label, time_text
 
 __all__ = ["Row", "latency_chart"]
 
@@ -57,7 +57,7 @@ def latency_chart(rows: list[Row], title: str) -> str:
     for i, row in enumerate(rows):
         base = _TOP + _ROW * (i + 1) - 8
         parts.append(_row(row, base, x, low, high, plot))
-    return element("svg", element("title", title) + "".join(parts), viewBox=f"0 0 {_WIDTH} {height}", role="img")
+    return element("svg", caption(title) + "".join(parts), viewBox=f"0 0 {_WIDTH} {height}", role="img")
 
 
 def _row(row: Row, base: float, x: Callable[[float], float], low: float, high: float, plot: float) -> str:
@@ -71,7 +71,7 @@ def _row(row: Row, base: float, x: Callable[[float], float], low: float, high: f
         f"p99.9 {time_text(d.p999_us)}, max {time_text(d.max_us)} of {d.count:,} requests"
     )
     body = [
-        element("title", hint),
+        caption(hint),
         element("rect", x=0, y=base - _ROW + 8, width=_WIDTH, height=_ROW, class_="hit"),
         element("line", x1=_LEFT, x2=_LEFT + plot, y1=base, y2=base, class_="rule"),
         element("polygon", points=f"{_LEFT},{number(base)} {points} {_LEFT + plot},{number(base)}", class_="shape"),

@@ -93,6 +93,7 @@ class _TableRow:
     slowdown: float | None
     few: bool
     normal_per_s: float | None
+    of_alone: float | None
     overall_per_s: float
     ratio: float | None
     missed: int | None
@@ -110,6 +111,7 @@ def _row(point: Point, style: str, reference: float | None) -> _TableRow:
         slowdown=reference,
         few=response is not None and response.count < _FEW,
         normal_per_s=point.normal_per_s if point.alone is None else None,
+        of_alone=point.normal_vs_alone,
         overall_per_s=point.overall_per_s,
         ratio=point.overall_vs_sequential,
         missed=point.missed,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from miriam.bench.report.svg import element, log_ticks, number, text, ticks
+from miriam.bench.report.svg import caption, element, log_ticks, number, text, ticks
 
 __all__ = ["Mark", "plane_chart"]
 
@@ -34,7 +34,7 @@ class Mark:
 
 def plane_chart(marks: list[Mark], title: str) -> str:
     """All policies in one plane; right is more work done, down is less harm."""
-    left = min(0.9, *(m.throughput for m in marks)) * 0.96
+    left = min(0.95, *(m.throughput for m in marks)) - 0.15
     right = max(2.15, *(m.throughput for m in marks)) * 1.06
     top = max(1.35, *(m.slowdown for m in marks)) * 1.08
     bottom = min(0.98, *(m.slowdown for m in marks)) * 0.99
@@ -78,7 +78,7 @@ def plane_chart(marks: list[Mark], title: str) -> str:
     taken.append(_box(_LEFT + wide - 210, y(HEADLINE_SLOWDOWN) - 11, 204))
     for mark in sorted(marks, key=lambda m: m.slowdown):
         parts.append(_mark(mark, x(mark.throughput), y(mark.slowdown), taken))
-    return element("svg", element("title", title) + "".join(parts), viewBox=f"0 0 {_WIDTH} {_HEIGHT}", role="img")
+    return element("svg", caption(title) + "".join(parts), viewBox=f"0 0 {_WIDTH} {_HEIGHT}", role="img")
 
 
 def _box(left: float, middle: float, width: float) -> tuple[float, float, float, float]:
@@ -94,13 +94,13 @@ def _mark(mark: Mark, x: float, y: float, taken: list[tuple[float, float, float,
         for left in (x + 12, x - 12 - width, x - width / 2)
         if (up or left != x - width / 2) and _LEFT <= left <= _WIDTH - width
     ]
-    left, middle = min(places, key=lambda place: sum(_overlap(_box(*place, width), box) for box in taken))
+    left, middle = min(places, key=lambda place: sum(_overlap(_box(place[0], place[1], width), box) for box in taken))
     taken.append(_box(left, middle, width))
     hint = f"{mark.policy}: throughput {mark.throughput:.2f}×, critical p99 {mark.slowdown:.2f}×"
     shape = element("path", d=_SHAPES.get(mark.policy, _CIRCLE), transform=f"translate({number(x)} {number(y)})")
     return element(
         "g",
-        element("title", hint) + shape + text(left, middle + 4.5, mark.policy, "label"),
+        caption(hint) + shape + text(left, middle + 4.5, mark.policy, "label"),
         class_=f"mark p-{mark.style}",
         data_tip=hint,
     )

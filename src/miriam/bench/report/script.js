@@ -84,7 +84,7 @@
       const head = `${this.tasks[task]}, launch ${launch}: ${kernel}`;
       if (!whole) return head;
       const form = workers === null ? "original form" : `elastic, ${workers} workers`;
-      return [head, `request ${request}, ${time(length)}`, `blocks ${blocks}`, `${form}, ${threads} threads each`];
+      return [head, `request ${request}, ${time(length)}`, blocks, `${form}, ${threads} threads each`];
     }
 
     hover(event) {

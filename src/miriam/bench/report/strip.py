@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from html import escape
 
 from miriam.bench.report.area import areas
-from miriam.bench.report.svg import element, number, text, ticks, time_label
+from miriam.bench.report.svg import caption, element, number, text, ticks, time_label
 from miriam.bench.results import Step
 from miriam.bench.timeline import Bar, Served, Timeline
 
@@ -85,7 +86,7 @@ def strip(
     )  # fmt: skip
     svg = element(
         "svg",
-        element("title", title)
+        caption(title)
         + _frame(upper_y, area_y, lower_y)
         + view
         + _scale(area_y, foot)
@@ -154,9 +155,9 @@ def _hint(bar: Bar, timeline: Timeline, steps: Callable[[str], Sequence[Step]]) 
     """What a tooltip shows: task, request, launch, kernel, begin, length, blocks, workers, threads."""
     name = timeline.tasks[bar.task]
     step = steps(name)[bar.launch]
-    blocks = f"all {step.blocks}" if bar.first_block is None else (
-        f"{bar.first_block} to {bar.first_block + bar.blocks - 1} of {step.blocks}"
-    )  # fmt: skip
+    blocks = f"all {step.blocks} blocks"
+    if bar.first_block is not None:
+        blocks = f"blocks {bar.first_block} to {bar.first_block + bar.blocks - 1} of {step.blocks}"
     return [
         bar.task, bar.request, bar.launch, kernel_label(step.kernel), round(bar.begin_us, 1),
         round(bar.end_us - bar.begin_us, 1), blocks, bar.workers, bar.threads or step.threads,
@@ -206,7 +207,7 @@ def _names(
         hidden = None if x(length_us) > 6.2 * len(label) + 6 else "hidden"
         y = _TOP + _QUEUE + _UPPER * row + 12.5
         parts.append(
-            element("text", label, x=x(bar.begin_us) + 4, y=y, class_="name", visibility=hidden,
+            element("text", escape(label), x=x(bar.begin_us) + 4, y=y, class_="name", visibility=hidden,
                     data_t=number(bar.begin_us), data_d=number(length_us))
         )  # fmt: skip
     return element("g", "".join(parts), class_="names")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from html import escape
 
-__all__ = ["element", "log_ticks", "number", "rate_text", "text", "ticks", "time_label", "time_text"]
+__all__ = ["caption", "element", "log_ticks", "number", "rate_text", "text", "ticks", "time_label", "time_text"]
 
 
 def number(value: float) -> str:
@@ -15,13 +15,21 @@ def number(value: float) -> str:
 
 
 def element(name: str, content: str | None = None, **attributes: str | float | None) -> str:
-    """An element; ``class_`` gives ``class``, other underlines hyphens; what is None is left out."""
+    """An element around ``content``, which is markup.
+
+    ``class_`` gives ``class``, other underlines hyphens; attributes that are None are left out.
+    """
     parts = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{escape(value) if isinstance(value, str) else number(value)}"'
         for key, value in attributes.items()
         if value is not None
     )
     return f"<{name}{parts}/>" if content is None else f"<{name}{parts}>{content}</{name}>"
+
+
+def caption(content: str) -> str:
+    """What a screen reader says of the element that this stands first in."""
+    return element("title", escape(content))
 
 
 def text(x: float, y: float, content: str, class_: str = "", anchor: str | None = None) -> str:

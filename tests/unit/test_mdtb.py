@@ -1,0 +1,257 @@
+"""The benchmark from end to end, on toys and the simulated device."""
+
+import json
+import multiprocessing
+import os
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from bench_support import CLOSED, PERIODIC, RANDOM, toy_profiles, toy_program, toy_results
+from rich.console import Console
+
+from miriam.bench import MDTB, Poisson, Results, Uniform, print_table, run_mdtb
+from miriam.bench.arrivals import Closed
+from miriam.bench.results import Made, Point
+from miriam.bench.workload import Workload, select
+from miriam.errors import DeviceError, MiriamError, PolicyError, ProgramError, WorkloadError
+from miriam.program import Program
+from miriam.task import Criticality
+
+POLICIES = ("sequential", "multistream", "miriam")
+
+
+def run(*workloads: Workload, policies: str = "multistream", seed: int = 0, jobs: int = 1, **options: float) -> Results:
+    return run_mdtb(
+        workloads, policies, "sim:h200/16", 0.01, seed, jobs=jobs, programs=toy_program, profiles=toy_profiles,
+        **options,  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def comparable(results: Results) -> Results:
+    """Without what depends on the machine that ran it."""
+
+    def point(p: Point) -> Point:
+        return replace(p, report={k: v for k, v in p.report.items() if not k.startswith("host")})
+
+    return replace(results, made=Made("", 0, {}, {}), points=tuple(map(point, results.points)))
+
+
+@pytest.fixture(scope="module")
+def results() -> Results:
+    return toy_results()
+
+
+def test_each_task_runs_alone_then_all_under_each_policy(results: Results) -> None:
+    expected = [(w, label) for w in "XYZ" for label in ("quick alone", "big alone", *POLICIES)]
+    assert [(p.workload, p.label) for p in results.points] == expected
+    assert [len(p.tasks) for p in results.points] == [1, 1, 2, 2, 2] * 3
+    assert results.simulated
+    assert results.notes
+    assert set(results.programs) == {"short", "long"}
+    assert [(s.blocks, s.threads) for s in results.programs["short"]] == [(16, 128), (32, 256), (8, 64)]
+
+
+def test_a_task_alone_in_a_closed_loop_keeps_the_device_to_itself(results: Results) -> None:
+    alone = results.alone("X", "quick")
+    shared = results.point("X", "multistream")
+    assert alone is not None
+    assert shared is not None
+    assert alone.tasks[0].throughput_per_s > shared.tasks[0].throughput_per_s
+    response = alone.tasks[0].response
+    assert response is not None
+    assert response.max_us == pytest.approx(response.p50_us, rel=0.01)
+    slower = shared.tasks[0].slowdown
+    assert slower is not None
+    assert slower.p50 > 1
+
+
+def test_open_arrivals_are_the_same_under_every_policy_and_alone(results: Results) -> None:
+    for workload in ("Y", "Z"):
+        counts = {p.tasks[0].arrived for p in results.points if p.workload == workload and p.tasks[0].name == "quick"}
+        assert len(counts) == 1
+
+
+def test_same_seed_same_results_whatever_the_number_of_processes() -> None:
+    one, again, other = run(CLOSED, RANDOM), run(CLOSED, RANDOM, jobs=2), run(CLOSED, RANDOM, seed=1)
+    assert comparable(one) == comparable(again)
+    assert comparable(one).points != comparable(other).points
+    assert comparable(one).points[:3] == comparable(other).points[:3]  # closed loops hold nothing random
+
+
+def test_timelines_show_a_critical_request_of_the_second_half(results: Results) -> None:
+    for point in results.points:
+        if point.alone == "big":
+            assert point.timeline is None
+            continue
+        timeline = point.timeline
+        assert timeline is not None
+        assert 0.5 * 0.02e6 * 0.8 < timeline.begin_us < timeline.end_us <= 0.02e6
+        assert any(timeline.tasks[r.task] == "quick" and r.finish_us is not None for r in timeline.requests)
+        assert timeline.bars
+        assert all(0 <= b.begin_us <= b.end_us <= timeline.length_us for b in timeline.bars)
+        assert list(timeline.time_us) == sorted(timeline.time_us)
+        assert all(len(lane) == len(timeline.time_us) for lane in timeline.resident)
+        totals = [sum(held) for held in zip(*timeline.resident, strict=True)]
+        assert 0 < max(totals) <= timeline.capacity
+    windows = {(p.timeline.begin_us, p.timeline.end_us) for p in results.points if p.workload == "Y" and p.timeline}
+    assert len(windows) == 1
+
+
+def test_shards_show_in_the_timeline_of_miriam(results: Results) -> None:
+    bars = [b for p in results.points if p.policy == "miriam" and p.timeline for b in p.timeline.bars]
+    shards = [b for b in bars if b.workers is not None]
+    assert shards
+    assert all(b.first_block is not None and b.blocks <= 128 for b in shards)
+
+
+@pytest.mark.parametrize("load", [0.1, 0.5])
+def test_critical_load_is_how_busy_the_critical_task_alone_is(load: float) -> None:
+    found = run_mdtb(
+        [PERIODIC], "multistream", "sim:h200/16", 0.05, jobs=1, critical_load=load, programs=toy_program,
+        profiles=toy_profiles,
+    )  # fmt: skip
+    alone = found.alone("Y", "quick")
+    assert alone is not None
+    assert alone.tasks[0].service is not None
+    critical = found.workloads[0].entries[0]
+    assert isinstance(critical.arrivals, Uniform)
+    assert alone.tasks[0].service.p50_us * critical.arrivals.rate_per_s * 1e-6 == pytest.approx(load, rel=0.1)
+    assert critical.deadline_us == critical.arrivals.gap_us
+
+
+def test_scaling_keeps_ratios_and_leaves_closed_loops_alone() -> None:
+    scaled = RANDOM.scaled(0.5, 100.0)
+    assert [e.arrivals for e in scaled.entries] == [Poisson(5000.0), Uniform(6250.0)]
+    assert CLOSED.scaled(0.5, 100.0) == CLOSED
+    for load in (0, -1, 1.5):
+        with pytest.raises(WorkloadError, match="above 0 and at most 1"):
+            RANDOM.scaled(load, 100.0)
+
+
+def test_progress_is_told_and_files_are_written(tmp_path: Path) -> None:
+    told: list[tuple[int, int, str]] = []
+    found = run_mdtb(
+        [CLOSED], "sequential", "sim:h200/16", 0.005, out=tmp_path / "new" / "report", jobs=1,
+        programs=toy_program, profiles=toy_profiles, progress=lambda *args: told.append(args),
+    )  # fmt: skip
+    assert told == [(1, 3, "X, quick alone"), (2, 3, "X, big alone"), (3, 3, "X, sequential")]
+    folder = tmp_path / "new" / "report"
+    assert sorted(f.name for f in folder.iterdir()) == ["index.html", "results.json", "trace.json"]
+    assert Results.load(folder / "results.json") == found
+    assert json.loads((folder / "trace.json").read_text())["traceEvents"]
+
+
+def test_a_run_too_short_for_a_single_request() -> None:
+    slow = replace(RANDOM, entries=tuple(replace(e, arrivals=Uniform(0.1)) for e in RANDOM.entries))
+    found = run(slow, policies="sequential,miriam")
+    for point in found.points:
+        assert all(t.response is None and t.throughput_per_s == 0 for t in point.tasks)
+        assert point.overall_vs_sequential is None
+    console = Console(record=True, width=120, file=StringIO())
+    print_table(found, console)
+    assert "–" in console.export_text()
+
+
+def broken_program(name: str) -> Program:
+    if name == "long":
+        raise ProgramError("there is no such program: compile it")
+    return toy_program(name)
+
+
+def odd_program(name: str) -> Program:
+    raise ZeroDivisionError("by zero")
+
+
+def deadly_program(name: str) -> Program:
+    os._exit(7)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_errors_carry_the_name_of_the_point(jobs: int) -> None:
+    with pytest.raises(ProgramError, match=r"^X, (quick|big) alone: there is no such program"):
+        run_mdtb([CLOSED], "sequential", "sim:h200/16", 0.01, jobs=jobs, programs=broken_program, profiles=toy_profiles)
+    with pytest.raises(MiriamError, match=r"^X, (quick|big) alone: ZeroDivisionError: by zero"):
+        run_mdtb([CLOSED], "sequential", "sim:h200/16", 0.01, jobs=jobs, programs=odd_program, profiles=toy_profiles)
+
+
+def test_a_dead_worker_is_an_error_too() -> None:
+    with pytest.raises(MiriamError, match=r"^X, .*: a worker process died"):
+        run_mdtb([CLOSED], "sequential", "sim:h200/16", 0.01, jobs=2, programs=deadly_program, profiles=toy_profiles)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_an_interrupt_ends_it_and_leaves_no_process_behind(jobs: int) -> None:
+    before = set(multiprocessing.active_children())
+
+    def interrupt(done: int, total: int, label: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_mdtb(
+            [PERIODIC, CLOSED], "multistream", "sim:h200/16", 0.3, jobs=jobs, programs=toy_program,
+            profiles=toy_profiles, progress=interrupt,
+        )  # fmt: skip
+    assert set(multiprocessing.active_children()) <= before
+
+
+def test_what_cannot_be_run_is_refused_with_a_way_out() -> None:
+    with pytest.raises(WorkloadError, match="no workload 'E': choose from A, B, C, D, driving"):
+        run_mdtb("A,E")
+    with pytest.raises(WorkloadError, match="no workload was named"):
+        run_mdtb([])
+    with pytest.raises(PolicyError, match="no policy 'best': choose from sequential"):
+        run_mdtb("A", "sequential,best")
+    with pytest.raises(PolicyError, match="no policy was named"):
+        run_mdtb("A", [])
+    with pytest.raises(WorkloadError, match="duration of 0 s"):
+        run_mdtb("A", duration_s=0)
+    with pytest.raises(WorkloadError, match="0 jobs"):
+        run_mdtb("A", jobs=0)
+    with pytest.raises(WorkloadError, match="seed -4"):
+        run_mdtb("A", seed=-4)
+    with pytest.raises(WorkloadError, match=r"critical load 1\.5"):
+        run_mdtb("A", critical_load=1.5)
+    with pytest.raises(DeviceError, match="cannot run on device 'cuda:0': choose a simulated one"):
+        run_mdtb("A", device="cuda:0")
+    with pytest.raises(DeviceError, match="sim:toaster"):
+        run_mdtb("A", device="sim:toaster")
+
+
+def test_mdtb_as_we_know_it() -> None:
+    closed = Closed()
+    expected = {
+        "A": (("alexnet-b1", closed), ("cifarnet-b1", closed)),
+        "B": (("squeezenet-b1", Uniform(10)), ("alexnet-b1", closed)),
+        "C": (("gru-b1", Poisson(10)), ("resnet50-b1", closed)),
+        "D": (("lstm-b1", Uniform(10)), ("squeezenet-b1", closed)),
+        "driving": (("resnet50-b1", Uniform(10)), ("squeezenet-b1", Uniform(12.5))),
+    }
+    assert {name: tuple((e.model, e.arrivals) for e in w.entries) for name, w in MDTB.items()} == expected
+    for workload in MDTB.values():
+        assert [e.criticality for e in workload.entries] == [Criticality.CRITICAL, Criticality.NORMAL]
+
+
+def test_workloads_by_name() -> None:
+    assert [w.name for w in select(" a, Driving ,A")] == ["A", "driving"]
+    assert select([MDTB["C"], "B", CLOSED]) == (MDTB["C"], MDTB["B"], CLOSED)
+
+
+def test_a_periodic_critical_task_is_due_before_its_next_request() -> None:
+    critical, normal = RANDOM.entries
+    assert PERIODIC.entries[0].task(toy_program("short")).deadline_us == 250.0
+    assert PERIODIC.entries[0].task(toy_program("short")).period_us == 250.0
+    assert critical.task(toy_program("short")).deadline_us is None
+    assert normal.task(toy_program("long")).deadline_us is None
+    assert replace(normal, deadline_us=70.0).task(toy_program("long")).deadline_us == 70.0
+
+
+def test_the_table_names_every_point(results: Results) -> None:
+    console = Console(record=True, width=100, file=StringIO())
+    print_table(results, console)
+    text = console.export_text()
+    for word in ("sim:h200/16 (simulated)", "alone", *POLICIES):
+        assert word in text
+    assert text.count("miriam") == 3
+    assert "…" not in text
