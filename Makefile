@@ -40,7 +40,6 @@ types: $(DEV) $(LOWERING)
 	@$(BIN)/mypy
 
 docs: $(DEV)
-	@$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -b doctest docs docs/_build/doctest
 	@$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
