@@ -126,10 +126,7 @@ def bench_mdtb(
       miriam bench mdtb --critical-load 0.3 --json > results.json
     """
     from miriam import bench as benchmark
-    from miriam.device.sim import spec
 
-    with _input():
-        spec.parse(device)
     with _input((WorkloadError, PolicyError, DeviceError)), _progress() as progress:
         results = benchmark.run_mdtb(
             workload, policy, device, duration, seed, out, critical_load=critical_load, jobs=jobs,
