@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import platform
@@ -248,7 +249,7 @@ def _measure(job: _Job) -> _Outcome:
         occupancy=usage.occupancy,
         sm_active=usage.sm_active,
         blocks=usage.blocks,
-        report=dict(policy.report()),
+        report={key: float(value) for key, value in policy.report().items() if math.isfinite(value)},
         timeline=excerpt(usage, window_us, device.geometry, policy.lanes, tasks, traffic.requests)
         if window_us
         else None,

@@ -15,7 +15,7 @@ from miriam.bench.report.svg import caption, element, log_ticks, number, text, t
 __all__ = ["Row", "latency_chart"]
 
 _WIDTH, _LEFT, _RIGHT, _TOP, _ROW, _BOTTOM = 560, 112, 84, 30, 46, 40
-_SMOOTHING = 0.008  # of the axis; only the shape is smoothed, the ticks stand at exact quantiles
+_SMOOTHING = 0.012  # of the axis; only the shape is smoothed, the ticks stand at exact quantiles
 
 
 @dataclass(frozen=True, slots=True)

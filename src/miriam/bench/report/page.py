@@ -165,9 +165,9 @@ def _lead(results: Results) -> str:
     text += f" (geometric mean; worst {row['worst']:.2f} times, in {row['worst_in']})" if several else ""
     if row["ratio"] is None:
         return text + "."
-    change = 100 * (row["ratio"] - 1)
-    more = "more" if change >= 0 else "fewer"
-    return f"{text}, and the device serves {abs(change):.0f} % {more} requests than {BASELINE}."
+    change = round(100 * (row["ratio"] - 1))
+    served = f"{abs(change)} % {'more' if change > 0 else 'fewer'} requests than" if change else "as many requests as"
+    return f"{text}, and the device serves {served} under {BASELINE}."
 
 
 def _section(results: Results, workload: Workload) -> dict[str, Any]:

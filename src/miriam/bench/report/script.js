@@ -3,7 +3,6 @@
   const root = document.documentElement;
   const data = JSON.parse(document.getElementById("data").textContent);
   const tip = document.getElementById("tip");
-  const WIDTH = 1140, LEFT = 104, PLOT = 994;
   root.classList.add("js");
 
   const show = (event, lines) => {
@@ -41,7 +40,9 @@
 
   class Strip {
     constructor(svg, bars, tasks) {
+      const view = svg.querySelector(".view");
       Object.assign(this, { svg, bars, tasks, length: +svg.dataset.length });
+      Object.assign(this, { left: +view.getAttribute("x"), plot: +view.getAttribute("width"), width: svg.viewBox.baseVal.width });
       this.title = svg.querySelector("title");
       this.zoom = svg.querySelector(".zoom");
       this.names = [...svg.querySelectorAll(".name")];
@@ -54,12 +55,13 @@
     }
 
     draw(from, to) {
-      const scale = 1 / (to - from), place = (us) => (us / this.length - from) * scale * PLOT;
+      const scale = 1 / (to - from), { left: edge, plot } = this;
+      const place = (us) => (us / this.length - from) * scale * plot;
       Object.assign(this, { from, to });
-      this.zoom.setAttribute("transform", `translate(${-from * scale * PLOT} 0) scale(${scale} 1)`);
+      this.zoom.setAttribute("transform", `translate(${-from * scale * plot} 0) scale(${scale} 1)`);
       for (const name of this.names) {
         const begin = place(+name.dataset.t), end = place(+name.dataset.t + +name.dataset.d);
-        const left = Math.max(begin, 0), room = Math.min(end, PLOT) - left;
+        const left = Math.max(begin, 0), room = Math.min(end, plot) - left;
         name.setAttribute("x", left + 4);
         name.setAttribute("visibility", room > 6.2 * name.textContent.length + 6 ? "visible" : "hidden");
       }
@@ -67,7 +69,7 @@
       const copy = this.ticks.firstElementChild;
       this.ticks.replaceChildren(...rounds(from * this.length, to * this.length, 8).map((us) => {
         const tick = copy.cloneNode(true);
-        tick.setAttribute("transform", `translate(${LEFT + place(us)} ${this.ticks.dataset.y})`);
+        tick.setAttribute("transform", `translate(${edge + place(us)} ${this.ticks.dataset.y})`);
         tick.querySelector("text").textContent = time(us, this.length);
         return tick;
       }));
@@ -76,7 +78,7 @@
     /** Position of the pointer: share of what is shown, and time. */
     at(event) {
       const box = this.svg.getBoundingClientRect();
-      const share = ((event.clientX - box.left) / box.width * WIDTH - LEFT) / PLOT;
+      const share = ((event.clientX - box.left) / box.width * this.width - this.left) / this.plot;
       return { share, us: (this.from + share * (this.to - this.from)) * this.length };
     }
 
@@ -90,8 +92,8 @@
     hover(event) {
       const { share, us } = this.at(event);
       if (share < 0 || share > 1) { this.leave(); return; }
-      this.cursor.setAttribute("x1", LEFT + share * PLOT);
-      this.cursor.setAttribute("x2", LEFT + share * PLOT);
+      this.cursor.setAttribute("x1", this.left + share * this.plot);
+      this.cursor.setAttribute("x2", this.left + share * this.plot);
       this.cursor.setAttribute("visibility", "visible");
       const bar = event.target.dataset && event.target.dataset.i;
       if (bar !== undefined) { show(event, this.describe(this.bars[+bar], true)); return; }

@@ -14,8 +14,8 @@ from miriam.bench.timeline import Bar, Served, Timeline
 
 __all__ = ["Strip", "kernel_label", "strip"]
 
-WIDTH, LEFT, RIGHT = 1140, 104, 42
-_PLOT = WIDTH - LEFT - RIGHT
+_WIDTH, _LEFT, _RIGHT = 1140, 104, 52
+_PLOT = _WIDTH - _LEFT - _RIGHT
 _TOP, _QUEUE, _UPPER, _AREA, _LOWER = 2.0, 20, 20, 132, 17
 _MAX_ROWS = 6
 
@@ -82,7 +82,7 @@ def strip(
     view = element(
         "svg",
         element("g", "".join(moving) + waits, class_="zoom") + _names(upper, upper_rows, timeline, steps, x) + markers,
-        x=LEFT, y=0, width=_PLOT, height=foot, viewBox=f"0 0 {_PLOT} {number(foot)}", class_="view",
+        x=_LEFT, y=0, width=_PLOT, height=foot, viewBox=f"0 0 {_PLOT} {number(foot)}", class_="view",
     )  # fmt: skip
     svg = element(
         "svg",
@@ -93,16 +93,16 @@ def strip(
         + element("g", "".join(_tick(t, x, foot, length_us) for t in ticks(0, length_us, 8)),
                   class_="ticks", data_y=number(foot))
         + element("line", y1=_TOP, y2=foot, class_="cursor", visibility="hidden"),
-        viewBox=f"0 0 {WIDTH} {number(foot + 24)}", role="img", class_="strip", data_length=number(length_us),
+        viewBox=f"0 0 {_WIDTH} {number(foot + 24)}", role="img", class_="strip", data_length=number(length_us),
     )  # fmt: skip
     return Strip(svg, [_hint(bar, timeline, steps) for bar in upper + lower])
 
 
 def _frame(upper_y: float, area_y: float, lower_y: float) -> str:
     """What does not move: the empty device and the names of the rows."""
-    edge, middle = LEFT - 10, area_y + _AREA / 2
+    edge, middle = _LEFT - 10, area_y + _AREA / 2
     return (
-        element("rect", x=LEFT, y=area_y, width=_PLOT, height=_AREA, class_="free")
+        element("rect", x=_LEFT, y=area_y, width=_PLOT, height=_AREA, class_="free")
         + text(edge, _TOP + 13, "requests", "tick", "end")
         + text(edge, upper_y + 13, "critical", "label c", "end")
         + text(edge, middle - 4, "threads of", "label", "end")
@@ -112,19 +112,19 @@ def _frame(upper_y: float, area_y: float, lower_y: float) -> str:
 
 
 def _scale(area_y: float, foot: float) -> str:
-    right = LEFT + _PLOT
-    parts = [element("line", x1=LEFT, x2=right, y1=foot, y2=foot, class_="rule")]
+    right = _LEFT + _PLOT
+    parts = [element("line", x1=_LEFT, x2=right, y1=foot, y2=foot, class_="rule")]
     for share in (1.0, 0.5, 0.0):
         y = area_y + _AREA * (1 - share)
         parts.append(text(right + 6, y + 4, f"{100 * share:.0f} %", "tick"))
         if share:
-            parts.append(element("line", x1=LEFT, x2=right, y1=y, y2=y, class_="grid"))
+            parts.append(element("line", x1=_LEFT, x2=right, y1=y, y2=y, class_="grid"))
     return "".join(parts)
 
 
 def _tick(time_us: float, x: Callable[[float], float], foot: float, length_us: float) -> str:
     mark = element("line", y1=0, y2=5, class_="rule") + text(0, 18, time_label(time_us, length_us), "tick", "middle")
-    return element("g", mark, transform=f"translate({number(LEFT + x(time_us))} {number(foot)})")
+    return element("g", mark, transform=f"translate({number(_LEFT + x(time_us))} {number(foot)})")
 
 
 def _bar(bar: Bar, kind: str, x: Callable[[float], float], y: float, height: float) -> str:
