@@ -99,7 +99,7 @@ def bench_mdtb(
     workload: Annotated[str, typer.Option(help="A, B, C, D, driving; several with commas.")] = "A,B,C,D",
     policy: Annotated[str | None, typer.Option(help="Several with commas; all if left out.")] = None,
     device: Annotated[str, typer.Option(help="See 'miriam devices'; a slice: sim:h200/16.")] = "sim:xavier",
-    duration: Annotated[float, typer.Option(metavar="SECONDS", help="Length of every run, in device time.")] = 2.0,
+    duration: Annotated[float, typer.Option(metavar="SECONDS", help="Length of every run, in device time.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Same seed, same arrivals.")] = 0,
     critical_load: Annotated[
         float | None,

@@ -34,7 +34,7 @@ from miriam.task import Task
 
 __all__ = ["DEFAULT_DURATION_S", "DEFAULT_WORKLOADS", "run"]
 
-DEFAULT_DURATION_S = 2.0
+DEFAULT_DURATION_S = 1.0
 DEFAULT_WORKLOADS = ("A", "B", "C", "D")
 
 _WARM_UP = 0.05
