@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from miriam.device.base import Geometry, Limit, Run
+from miriam.device.base import Limit, Run
 from miriam.device.sim.costs import BlockCost
+from miriam.device.sim.spec import Spec
 
 TOGETHER_US = 1e-6
 
@@ -35,17 +36,17 @@ class LaneState:
     waiting: int = 0
     left: int = 0
     span_us: float | None = None
+    held: float = math.inf
     said: bool = False
 
 
 class Reference:
     """Runs (time in us, command) to the end; ``spans`` and ``yields`` (lanes) say what happened."""
 
-    def __init__(self, geometry: Geometry, priorities: list[int], costs: dict[int, tuple[BlockCost, ...]],
-                 overhead: float) -> None:  # fmt: skip
-        self.geometry, self.costs, self.overhead = geometry, costs, overhead
+    def __init__(self, spec: Spec, priorities: list[int], costs: dict[int, tuple[BlockCost, ...]]) -> None:
+        self.spec, self.geometry, self.costs = spec, spec.geometry, costs
         self.lanes = [LaneState(priority) for priority in priorities]
-        self.sms: list[list[Block]] = [[] for _ in range(geometry.sms)]
+        self.sms: list[list[Block]] = [[] for _ in range(spec.geometry.sms)]
         self.now_us = 0.0
         self.spans: list[tuple[int, int, int, float, float]] = []
         self.yields: list[int] = []
@@ -80,6 +81,9 @@ class Reference:
             if lane.begins_us is not None and lane.begins_us <= self.now_us + TOGETHER_US:
                 lane.begins_us = None
                 lane.ready_us = self.now_us
+                if lane.said:
+                    lane.said = False
+                    continue
                 lane.waiting = lane.left = self.blocks(lane)
                 lane.span_us = None
         for sm in self.sms:
@@ -110,6 +114,15 @@ class Reference:
                 lane.run = lane.queue.pop(0)
                 lane.launch = lane.run.first
                 lane.begins_us = self.now_us + self.cost(lane).gap_us
+        for index, lane in enumerate(self.lanes):
+            before, lane.held = lane.held, self.limit(index)
+            if lane.run is None or lane.begins_us is not None or not lane.held > before:
+                continue
+            if lane.said:
+                passed = lane.launch - lane.run.first
+                lane.begins_us = self.now_us + passed * self.spec.skip_us + self.cost(lane).gap_us
+            elif self.may(index) is not None:
+                lane.ready_us = self.now_us
         order = sorted(range(len(self.lanes)), key=lambda i: (-self.lanes[i].priority, self.lanes[i].ready_us, i))
         for index in order:
             lane = self.lanes[index]
@@ -118,7 +131,7 @@ class Reference:
             wanted = lane.waiting
             may = self.may(index)
             if may is not None:
-                wanted = min(wanted, max(0, may - self.resident(index)))
+                wanted = min(wanted, max(0, int(may) - self.resident(index)))
             elif lane.run.workers is not None and self.limit(index) == 0 and lane.waiting == lane.left:
                 wanted = 0
             while wanted:
@@ -126,7 +139,7 @@ class Reference:
                 if max(rooms) == 0:
                     break
                 cost = self.cost(lane)
-                factor = 1.0 if lane.run.workers is None or cost.rigid else self.overhead
+                factor = 1.0 if lane.run.workers is None or cost.rigid else self.spec.elastic_overhead
                 self.sms[rooms.index(max(rooms))].append(Block(index, cost, cost.duration_us * factor))
                 lane.waiting -= 1
                 wanted -= 1
@@ -135,10 +148,8 @@ class Reference:
             if wanted:
                 break
         for index, lane in enumerate(self.lanes):
-            if self.limit(index) != 0:
-                lane.said = False
-            elif (lane.run is not None and lane.begins_us is None and lane.run.workers is not None
-                  and not self.resident(index) and not lane.said):  # fmt: skip
+            stopped = self.limit(index) == 0 and not self.resident(index) and not lane.said
+            if stopped and lane.run is not None and lane.run.workers is not None and lane.begins_us is None:
                 lane.said = True
                 self.yields.append(index)
         blocks = [block for sm in self.sms for block in sm]
@@ -179,14 +190,14 @@ class Reference:
         assert lane.run is not None
         return self.cost(lane).blocks if lane.run.blocks is None else lane.run.blocks[1] - lane.run.blocks[0]
 
-    def limit(self, index: int) -> int | None:
+    def limit(self, index: int) -> float:
         limits = [self.lanes[index].limit]
         limits += [lane.run.limits.get(index) for lane in self.lanes if lane.run is not None]
-        return min((limit for limit in limits if limit is not None), default=None)
+        return min((limit for limit in limits if limit is not None), default=math.inf)
 
-    def may(self, index: int) -> int | None:
+    def may(self, index: int) -> float | None:
         """Workers that a lane may keep; None if its launch is not elastic."""
-        run, limit = self.lanes[index].run, self.limit(index)
+        run = self.lanes[index].run
         if run is None or run.workers is None or self.cost(self.lanes[index]).rigid:
             return None
-        return run.workers if limit is None else min(run.workers, limit)
+        return min(run.workers, self.limit(index))

@@ -66,7 +66,7 @@ def scenarios(draw: st.DrawFn) -> Scenario:
             Lane(
                 draw(st.integers(0, 2)),
                 draw(st.none() | st.integers(1, 20)),
-                {other: draw(st.integers(0, 4)) for other in range(lanes) if other != i and draw(st.booleans())},
+                {other: draw(st.integers(0, 4)) for other in range(i) if draw(st.booleans())},
                 draw(st.sampled_from([16, 64])),
                 draw(st.sampled_from([0, 30_000])),
                 tuple(draw(st.lists(steps, min_size=1, max_size=3))),
@@ -149,7 +149,7 @@ def _expected(scenario: Scenario, profiles: HandMade, toys: list[Program]) -> li
     spec = parse("sim:h200/2")
     model = CostModel(spec, profiles)
     costs = {id(toy): model.program(toy) for toy in toys}
-    reference = Reference(spec.geometry, [lane.priority for lane in scenario.lanes], costs, spec.elastic_overhead)
+    reference = Reference(spec, [lane.priority for lane in scenario.lanes], costs)
     commands: list[tuple[float, Run | Limit]] = []
     for i, (toy, lane) in enumerate(zip(toys, scenario.lanes, strict=True)):
         cost_us = spec.host_graph_us if len(toy.launches) > 1 else spec.host_launch_us

@@ -10,7 +10,8 @@ What it models of the hardware:
   fit, none behind it places any (Amert et al., "GPU Scheduling on the NVIDIA TX2: Hidden Details
   Revealed", RTSS 2017).
 * An elastic worker keeps its place on the SM and takes one logical block after another. It leaves at
-  the end of a block when its lane may not keep so many workers any more.
+  the end of a block when its lane may not keep so many workers any more. A run that all of them left
+  is launched again when its lane may go on, and has to pass its complete launches.
 
 What one block costs and how company stretches it: :mod:`miriam.device.sim.costs`.
 
@@ -226,9 +227,14 @@ def _begin(st: State) -> None:
         for j in range(lanes):
             if st.lane[j, col.PHASE] != col.EMPTY:
                 limit = min(limit, st.limits[st.lane[j, col.HEAD], k])
+        if limit > st.lane[k, col.LIMIT] and st.lane[k, col.PHASE] == col.OPEN:
+            if st.lane[k, col.SAID]:  # everybody left: the run is launched again and passes what is complete
+                st.lane[k, col.PHASE] = col.BETWEEN
+                again = st.lane[k, col.STEP] * st.now[col.SKIP] + st.cost[st.lane[k, col.ROW], col.GAP]
+                st.timer[k] = st.now[col.TIME] + again
+            elif st.lane[k, col.WORKERS] < ALL:
+                st.ready[k] = st.now[col.TIME]
         st.lane[k, col.LIMIT] = limit
-        if limit > 0:
-            st.lane[k, col.SAID] = 0
 
 
 @_inner
@@ -242,16 +248,19 @@ def _blocks(st: State, k: int) -> int:
 
 @_inner
 def _open(st: State, k: int) -> None:
-    """Make the launch of a lane ready to place blocks."""
+    """Make the launch of a lane ready to place blocks, or to go on after a pause."""
+    st.lane[k, col.PHASE] = col.OPEN
+    st.lane[k, col.BLOCKED] = 0
+    st.ready[k] = st.now[col.TIME]
+    if st.lane[k, col.SAID]:
+        st.lane[k, col.SAID] = 0
+        return
     run, row = st.lane[k, col.HEAD], st.lane[k, col.ROW]
     blocks = _blocks(st, k)
     rigid = st.run[run, col.WORKER_COUNT] == NONE or st.need[row, col.RIGID]
-    st.lane[k, col.PHASE] = col.OPEN
     st.lane[k, col.WAITING] = blocks
     st.lane[k, col.LEFT] = blocks
     st.lane[k, col.WORKERS] = ALL if rigid else st.run[run, col.WORKER_COUNT]
-    st.lane[k, col.BLOCKED] = 0
-    st.ready[k] = st.now[col.TIME]
     st.began[k] = np.nan
 
 
@@ -302,9 +311,7 @@ def _close(st: State, k: int) -> None:
         at = st.total[col.SPANS]
         st.spans[at, 0] = run
         st.spans[at, 1] = st.run[run, col.FIRST_STEP] + st.lane[k, col.STEP]
-        st.spans[at, 2] = (
-            st.run[run, col.SHARD] if st.run[run, col.SHARD] != NONE else st.need[st.lane[k, col.ROW], col.GRID]
-        )
+        st.spans[at, 2] = _blocks(st, k)
         st.spans_at[at, 0] = st.began[k]
         st.spans_at[at, 1] = t
         st.total[col.SPANS] += 1

@@ -80,7 +80,7 @@ class SimDevice:
         if not lanes:
             raise DeviceError(f"{self.name} was opened without a lane: give it at least one")
         self._lanes = tuple(lanes)
-        self._state = new_state(self.geometry, [lane.priority for lane in lanes], _RUNS, _SAMPLES, _SPANS)
+        self._state = new_state(self.spec, [lane.priority for lane in lanes], _RUNS, _SAMPLES, _SPANS)
         self._places = list(range(_RUNS))[::-1]
         if trace_us is not None:
             self._state.now[col.TRACE_FROM : col.TRACE_TO + 1] = trace_us

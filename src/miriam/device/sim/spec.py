@@ -37,6 +37,8 @@ class Spec:
         Size of the L2 cache.
     launch_gap_us
         From the end of a launch to the first block of the next one in the same queue.
+    skip_us
+        For each complete launch that a run has to pass when it goes on after a pause.
     host_launch_us, host_graph_us
         What the one host thread spends on a command of one launch (or a limit), and on a run of
         several launches as one graph.
@@ -60,6 +62,7 @@ class Spec:
     l2_bytes_per_us: float
     l2_bytes: int
     launch_gap_us: float
+    skip_us: float
     host_launch_us: float
     host_graph_us: float
     host_notice_us: float
@@ -84,6 +87,7 @@ H200 = Spec(
     l2_bytes_per_us=5.5e6,
     l2_bytes=50 * _KIB * _KIB,
     launch_gap_us=1.06,
+    skip_us=2.1,
     host_launch_us=4.2,
     host_graph_us=4.0,
     host_notice_us=4.0,
@@ -92,9 +96,10 @@ H200 = Spec(
 """H200 SXM. SMs, bandwidth, tensor peak (989.4 TFLOPS dense at 1.83 GHz): NVIDIA H200 datasheet and
 Hopper architecture white paper. Limits of an SM: CUDA C++ Programming Guide, compute capability 9.0.
 L2: 50 MB by the white paper, the API of an H200 reports 60 MB. L2 bandwidth is not published; 5.5
-TB/s is the order that microbenchmarks of the H100 find. Launch gap (graph), host costs of a launch
-and of a graph, and the elastic overhead (896 against 831 us for a ResNet-18 of batch 32) were measured
-on one H200 with CUDA 13.0; the time to notice is assumed (a polled event)."""
+TB/s is the order that microbenchmarks of the H100 find. Launch gap (graph), passing complete launches
+(72 to 91 us for 39), host costs of a launch and of a graph, and the elastic overhead (896 against 831
+us for a ResNet-18 of batch 32) were measured on one H200 with CUDA 13.0; the time to notice is assumed
+(a polled event)."""
 
 XAVIER = Spec(
     name="xavier",
@@ -107,6 +112,7 @@ XAVIER = Spec(
     l2_bytes_per_us=8 * 20 * 1377.0,
     l2_bytes=512 * _KIB,
     launch_gap_us=2.0,
+    skip_us=4.0,
     host_launch_us=10.0,
     host_graph_us=10.0,
     host_notice_us=8.0,
@@ -116,7 +122,7 @@ XAVIER = Spec(
 cores x 64 FMA a clock in each SM), 136.5 GB/s, 512 KB L2: Jetson AGX Xavier data sheet and NVIDIA's
 developer blog on the module. Limits of an SM: CUDA C++ Programming Guide, compute capability 7.2. L2
 bandwidth follows from about 20 bytes a clock and SM (Jia et al., microbenchmarks of V100 and T4).
-Launch gap and host costs are assumed."""
+Launch gap, passing a launch and host costs are assumed."""
 
 ORIN = Spec(
     name="orin",
@@ -129,6 +135,7 @@ ORIN = Spec(
     l2_bytes_per_us=16 * 32 * 1300.0,
     l2_bytes=4096 * _KIB,
     launch_gap_us=1.8,
+    skip_us=3.6,
     host_launch_us=8.0,
     host_graph_us=8.0,
     host_notice_us=6.0,
@@ -137,7 +144,7 @@ ORIN = Spec(
 """Jetson AGX Orin 64 GB, MAXN. 2,048 cores in 16 Ampere SMs, 1.3 GHz, 64 tensor cores with 170 sparse
 INT8 TOPS (42.5 TFLOPS dense fp16), 4 MB L2, 204.8 GB/s: Jetson AGX Orin Series technical brief.
 Limits of an SM: CUDA C++ Programming Guide, compute capability 8.7. L2 bandwidth (32 bytes a clock
-and SM), launch gap and host costs are assumed."""
+and SM), launch gap, passing a launch and host costs are assumed."""
 
 RTX2060 = Spec(
     name="rtx2060",
@@ -150,6 +157,7 @@ RTX2060 = Spec(
     l2_bytes_per_us=30 * 20 * 1680.0,
     l2_bytes=3072 * _KIB,
     launch_gap_us=1.5,
+    skip_us=3.0,
     host_launch_us=4.2,
     host_graph_us=4.0,
     host_notice_us=4.0,
@@ -158,7 +166,8 @@ RTX2060 = Spec(
 """GeForce RTX 2060. 30 Turing SMs (TU106), boost 1,680 MHz, 336 GB/s, 3 MB L2: GeForce RTX 2060
 specifications and Turing architecture white paper, which gives GeForce tensor cores half rate with
 fp32 sums (25.8 TFLOPS). Limits of an SM: CUDA C++ Programming Guide, compute capability 7.5. L2
-bandwidth as for Xavier; launch gap assumed, host costs as measured beside the H200."""
+bandwidth as for Xavier; launch gap and passing a launch assumed, host costs as
+measured beside the H200."""
 
 KNOWN = {spec.name: spec for spec in (H200, XAVIER, ORIN, RTX2060)}
 MEASURED = H200

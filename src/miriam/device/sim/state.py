@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from miriam.device.base import Geometry
 from miriam.device.sim.costs import BlockCost
+from miriam.device.sim.spec import Spec
 
 __all__ = ["ALL", "NONE", "State", "add_rows", "grow_runs", "new_state"]
 
@@ -24,7 +24,7 @@ NONE = -1
 # What `advance` returns.
 REACHED, VISIBLE, IDLE, FULL = 0, 1, 2, 3
 # Columns of `now`.
-TIME, BUSY, SM_TIME, WARP_TIME, DRAM4, L24, TRACE_FROM, TRACE_TO = range(8)
+TIME, BUSY, SM_TIME, WARP_TIME, DRAM4, L24, TRACE_FROM, TRACE_TO, SKIP = range(9)
 # Columns of `total`.
 BLOCKS, WARPS, ACTIVE, DIRTY, SAMPLES, SPANS, OUT = range(7)
 # Columns of `cost` (floats) and of `need` (integers); `need` starts with the four resources of an SM.
@@ -96,8 +96,9 @@ class State(NamedTuple):
     spans: Ints
 
 
-def new_state(geometry: Geometry, priorities: Sequence[int], runs: int, samples: int, spans: int) -> State:
+def new_state(spec: Spec, priorities: Sequence[int], runs: int, samples: int, spans: int) -> State:
     """An empty device; ``runs`` places for runs, buffers for so many samples and spans."""
+    geometry = spec.geometry
     sms, lanes, slots = geometry.sms, len(priorities), geometry.blocks_per_sm
     lane = np.zeros((lanes, LANE_COLUMNS), np.int64)
     lane[:, PRIORITY] = priorities
@@ -108,7 +109,8 @@ def new_state(geometry: Geometry, priorities: Sequence[int], runs: int, samples:
     free[:, REGISTERS] = geometry.registers_per_sm
     free[:, SHARED] = geometry.shared_per_sm_bytes
     free[:, SLOTS] = slots
-    now = np.zeros(8)
+    now = np.zeros(9)
+    now[SKIP] = spec.skip_us
     now[TRACE_FROM], now[TRACE_TO] = np.inf, -np.inf
     return State(
         now=now,
