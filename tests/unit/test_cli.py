@@ -248,6 +248,12 @@ def test_profile_measures_into_the_store_and_exports(monkeypatch: pytest.MonkeyP
     assert len(ExportedProfiles(tmp_path / "toy.json.xz").launches) == 2
 
 
+def test_bench_runs_as_long_as_the_library_does_unless_told_otherwise() -> None:
+    from miriam.bench.mdtb import DEFAULT_DURATION_S
+
+    assert f"[default: {DEFAULT_DURATION_S}]" in call("bench", "mdtb", "--help").stdout
+
+
 def test_bench_prints_one_json_document_or_a_table_and_writes_the_report(tmp_path: Path) -> None:
     args = ["bench", "mdtb", "--workload", "a", "--policy", "sequential,miriam", "--duration", "0.05", "--jobs", "1"]
     result = call(*args, "--json")
