@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import miriam
 from miriam.errors import CompileError
+from miriam.frontend import cache
 from miriam.frontend.captured import Code, Memory, Region, to_program
 from miriam.program import Program, Role
 
@@ -100,12 +102,12 @@ def capture(
 
 def compile_factory(
     spec: str, shapes: Sequence[Sequence[int]], dtype: str = "float16", *, name: str | None = None,
-    weights: bool = True, progress: Progress = _silent,
+    weights: bool = True, fresh: bool = False, progress: Progress = _silent,
 ) -> Program:  # fmt: skip
     """Compile what a factory makes: ``package.module:factory``, or ``file.py:factory``.
 
     The factory takes no arguments and gives an ``nn.Module``. Inputs are random tensors of these
-    shapes and this dtype.
+    shapes and this dtype. A model that was compiled before comes from the cache, unless ``fresh``.
     """
     torch = _torch()
     factory = _factory(spec)
@@ -121,9 +123,14 @@ def compile_factory(
         raise CompileError(f"{spec} gives a {type(module).__name__}, an nn.Module is needed")
     module = module.eval().to("cuda", kind)
     inputs = [torch.randn(*shape, device="cuda").to(kind) for shape in shapes]
-    return capture(
-        module, inputs, name=name or spec.rpartition(":")[2], weights=weights, progress=progress
-    ).program  # fmt: skip
+    label = name or spec.rpartition(":")[2]
+    key = cache.fingerprint(module, inputs, label, miriam.__version__)
+    program = cache.kept(key) if key and not fresh else None
+    if program is None:
+        program = capture(module, inputs, name=label, progress=progress).program
+        if key:
+            cache.keep(key, program)
+    return program if weights else program.without_weights()
 
 
 def _torch() -> Any:
