@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -14,7 +15,7 @@ from miriam.device.base import Command, Event, EventKind, Lane, Limit, Run
 from miriam.device.sim.device import SimDevice
 from miriam.errors import DeviceError, ProfileError
 from miriam.profile import Counters, LaunchProfile
-from miriam.program import Kernel, Launch, Program, Source
+from miriam.program import Buffer, Kernel, Launch, Program, Role, Source
 from miriam.task import Request, Task
 
 LAUNCH_US, GRAPH_US, NOTICE_US, GAP_US = 4.2, 4.0, 4.0, 1.06
@@ -97,6 +98,22 @@ def test_company_never_makes_faster(data: st.DataObject) -> None:
     _, done = serve("sim:h200/8", profiles, Scripted(priorities, whole_runs({"a": 0, "b": 1})), (b, 0.0), (a, begin_us))
     (request,) = (request for request in done if request.task is a)
     assert request.latency_us >= 0.995 * solo_us
+
+
+@pytest.mark.parametrize(("other_bytes", "slower"), [(10 << 20, False), (200 << 20, True)])
+def test_what_ran_in_between_leaves_cold_caches(other_bytes: int, slower: bool) -> None:
+    ours, theirs = program("ours", [(132, 128)]), program("theirs", [(132, 256)])
+    theirs = replace(theirs, buffers=(*theirs.buffers, Buffer("more", other_bytes, Role.INTERMEDIATE)))
+    profiles = HandMade()
+    profiles.add(ours, 0, _taking_100_us(Counters(0, 0, 2e7, 6e7, 0.1, 0.1)))
+    profiles.add(theirs, 0, _taking_100_us(QUIET))
+    a, b = Task("a", ours), Task("b", theirs)
+    _, done = serve("sim:h200", profiles, Scripted([0, 0], whole_runs({"a": 0, "b": 1})),
+                    (a, 0.0), (a, 1000.0), (b, 2000.0), (a, 3000.0), (a, 4000.0))  # fmt: skip
+    first, again, _, behind, warm = (_took(request) for request in done)
+    assert first == pytest.approx(again) == pytest.approx(warm) == pytest.approx(100)
+    assert (behind > 105) if slower else (behind == pytest.approx(100))
+    assert behind < 130
 
 
 # Priorities and order

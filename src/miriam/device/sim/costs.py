@@ -22,6 +22,10 @@ its SM always counts; a load on memory counts as far as the block waits for memo
 greater of its load alone and the share of time in which the SM is not busy, times the share of the
 block's accesses that go there (misses for DRAM, hits for L2), and at most the share of time in which
 a request of the SM is under way at all (if no two overlap).
+
+Profiles are taken with warm caches. What other programs brought into L2 since a program ran last is
+not there for it any more: of the bytes that an empty cache costs it more, the part that does not fit
+comes from DRAM, and the time spent waiting for these bytes grows as DRAM is slower than L2.
 """
 
 from __future__ import annotations
@@ -157,8 +161,15 @@ class CostModel:
         self.notes: tuple[str, ...] = ()
         self._profiles = profiles
 
-    def program(self, program: Program, threads: int | None = None) -> tuple[BlockCost, ...]:
-        """Cost of every launch of ``program``, with thinner blocks if ``threads`` is given.
+    def program(self, program: Program, threads: int | None = None, crowd_bytes: int = 0) -> tuple[BlockCost, ...]:
+        """Cost of every launch of ``program``.
+
+        Parameters
+        ----------
+        threads
+            Threads of a block, if it is to be thinner.
+        crowd_bytes
+            What other programs may have brought into the caches since this one ran last.
 
         Raises
         ------
@@ -170,7 +181,7 @@ class CostModel:
         for i, step in enumerate(program.launches):
             key = (step.kernel, step.grid)
             if key not in seen:
-                seen[key] = self._launch(program, i, threads, trimmed)
+                seen[key] = self._launch(program, i, threads, crowd_bytes, trimmed)
         if trimmed:
             self._note(
                 f"{program.name}: {len(trimmed)} kernels need more shared memory than {self.spec.name} gives a "
@@ -182,7 +193,9 @@ class CostModel:
         if note not in self.notes:
             self.notes = (*self.notes, note)
 
-    def _launch(self, program: Program, index: int, threads: int | None, trimmed: set[str]) -> BlockCost:
+    def _launch(
+        self, program: Program, index: int, threads: int | None, crowd_bytes: int, trimmed: set[str]
+    ) -> BlockCost:
         kernel, step = program.kernel_of(index), program.launches[index]
         profile = self._profiles.launch(MEASURED.name, launch_key(kernel, step))
         if profile is None or not profile.times_us:
@@ -196,7 +209,8 @@ class CostModel:
         if geometry.residency(kernel) == 0:
             trimmed.add(kernel.digest)
         footprint = _footprint(kernel, thin, profile, geometry)
-        block = self._block(program, kernel, profile, blocks)
+        cold = self._cold(max(program.size_bytes, profile.counters.touched_bytes), crowd_bytes)
+        block = self._block(kernel, profile, blocks, cold)
         if thin < kernel.threads:
             block = replace(block, latency_us=block.latency_us * -(-kernel.threads // thin))
         gap_us = self.spec.launch_gap_us
@@ -205,7 +219,13 @@ class CostModel:
         return _cost(block, _Wave.of(blocks, footprint.residency(geometry), geometry.sms), footprint, self.spec,
                      gap_us, rigid)  # fmt: skip
 
-    def _block(self, program: Program, kernel: Kernel, profile: LaunchProfile, blocks: int) -> _Block:
+    def _cold(self, own_bytes: float, crowd_bytes: int) -> float:
+        """Share of a program's bytes that L2 does not keep from one run of it to the next."""
+        if not crowd_bytes and self.spec.measured:
+            return 0.0
+        return max(0.0, 1.0 - self.spec.l2_bytes / (own_bytes + crowd_bytes)) if own_bytes else 0.0
+
+    def _block(self, kernel: Kernel, profile: LaunchProfile, blocks: int, cold: float) -> _Block:
         """Components of a block on this device."""
         times, counters, here = profile.times_us, profile.counters, self.spec
         gap_us = min(MEASURED.launch_gap_us, 0.5 * min(times.values()))
@@ -218,22 +238,20 @@ class CostModel:
             dram_bytes=(counters.dram_read_bytes + counters.dram_write_bytes) / blocks,
             l2_bytes=counters.l2_bytes / blocks,
         )
+        more_bytes = cold * max(0.0, counters.touched_bytes / blocks - raw.dram_bytes)
 
         def measured(sms: int) -> _Block:
             wave = _Wave.of(blocks, residency, sms)
-            return _with_latency(raw, wave, _duration_us(raw, wave, times[sms] - gap_us))
+            duration_us = _duration_us(raw, wave, times[sms] - gap_us)
+            return _chilled(_with_latency(raw, wave, duration_us), wave, duration_us, more_bytes)
 
         if here.measured:
-            return _between(times, here.geometry.sms, blocks, residency, measured)
+            return _between(times, here.geometry.sms, measured)
         block = measured(min(times, key=lambda sms: (abs(sms - here.geometry.sms), sms)))
-        footprint_bytes = max(program.size_bytes, counters.touched_bytes)
-        cold = max(0.0, 1.0 - here.l2_bytes / footprint_bytes) if footprint_bytes else 0.0
-        more = max(0.0, counters.touched_bytes / blocks - block.dram_bytes)
-        return _Block(
+        return replace(
+            block,
             latency_us=block.latency_us * MEASURED.clock_mhz / here.clock_mhz,
             work_us=block.work_us * _work_ratio(kernel, here),
-            dram_bytes=block.dram_bytes + cold * more,
-            l2_bytes=block.l2_bytes,
         )
 
 
@@ -346,8 +364,18 @@ def _with_latency(block: _Block, wave: _Wave, duration_us: float) -> _Block:
     )
 
 
-def _between(times: Mapping[int, float], sms: int, blocks: int, residency: int,
-             measured: Callable[[int], _Block]) -> _Block:  # fmt: skip
+def _chilled(block: _Block, wave: _Wave, duration_us: float, more_bytes: float) -> _Block:
+    """``block`` if so many of its bytes come from DRAM in place of L2."""
+    waiting = 1.0 - _loads(block, wave, duration_us, MEASURED)[0]
+    part = min(1.0, more_bytes / max(block.l2_bytes, more_bytes, 1.0))
+    return replace(
+        block,
+        latency_us=block.latency_us * (1.0 + waiting * part * (_DRAM_CYCLES / _L2_CYCLES - 1.0)),
+        dram_bytes=block.dram_bytes + more_bytes,
+    )
+
+
+def _between(times: Mapping[int, float], sms: int, measured: Callable[[int], _Block]) -> _Block:
     """Components at ``sms``, between the two measured counts beside it by the logarithm of the count."""
     below = max((s for s in times if s <= sms), default=min(times))
     above = min((s for s in times if s >= sms), default=max(times))

@@ -54,9 +54,12 @@ class SimDevice:
         self.geometry = self.spec.geometry
         self.notes: tuple[str, ...] = self.spec.notes
         self._model = CostModel(self.spec, profiles)
-        self._costs: dict[tuple[int, int | None], tuple[BlockCost, ...]] = {}
-        self._rows: dict[tuple[int, int | None, bool], int] = {}
-        self._programs: list[Program] = []  # keeps what `_rows` knows by id alive
+        self._costs: dict[tuple[int, int | None, int], tuple[BlockCost, ...]] = {}
+        self._rows: dict[tuple[int, int | None, int, bool], int] = {}
+        self._programs: dict[int, Program] = {}  # keeps alive what is known by id
+        self._used: dict[int, int] = {}  # program -> when it used the caches last, counted in uses
+        self._uses = 0
+        self._crowds: dict[Request, int] = {}
         self._state: State | None = None
         self._lanes: tuple[Lane, ...] = ()
         self._queue: list[tuple[float, int, float, Event]] = []
@@ -147,8 +150,8 @@ class SimDevice:
         warps = self.geometry.threads_per_sm // 32
         return Usage(
             busy_us=busy_us,
-            occupancy=warp_us / (warps * sm_us) if sm_us else 0.0,
-            sm_active=sm_us / (self.geometry.sms * busy_us) if busy_us else 0.0,
+            occupancy=min(1.0, warp_us / (warps * sm_us)) if sm_us else 0.0,  # rounding can pass 1
+            sm_active=min(1.0, sm_us / (self.geometry.sms * busy_us)) if busy_us else 0.0,
             blocks=int(state.total[col.BLOCKS]),
             samples=tuple(self._samples),
             spans=tuple(self._spans),
@@ -195,22 +198,38 @@ class SimDevice:
               run: Run | None = None) -> None:  # fmt: skip
         heapq.heappush(self._queue, (at_us, next(self._order), happened_us, Event(kind, at_us, request, run)))
 
-    def _cost(self, program: Program, threads: int | None) -> tuple[BlockCost, ...]:
-        key = (id(program), threads)
+    def _cost(self, program: Program, threads: int | None, crowd_bytes: int = 0) -> tuple[BlockCost, ...]:
+        key = (id(program), threads, crowd_bytes)
         if key not in self._costs:
-            self._programs.append(program)
-            self._costs[key] = self._model.program(program, threads)
+            self._programs[id(program)] = program
+            self._costs[key] = self._model.program(program, threads, crowd_bytes)
             self.notes = (*self.spec.notes, *self._model.notes)
         return self._costs[key]
 
     def _first_row(self, run: Run) -> int:
         """Row of the costs of the first launch of ``run``, in its form."""
         program, elastic = run.request.task.program, run.workers is not None
-        key = (id(program), run.threads, elastic)
+        crowd_bytes = self._crowd_bytes(run.request)
+        key = (id(program), run.threads, crowd_bytes, elastic)
         if key not in self._rows:
             stretch = self.spec.elastic_overhead if elastic else 1.0
-            self._state, self._rows[key] = add_rows(self._opened(), self._cost(program, run.threads), stretch)
+            costs = self._cost(program, run.threads, crowd_bytes)
+            self._state, self._rows[key] = add_rows(self._opened(), costs, stretch)
         return self._rows[key] + run.first
+
+    def _crowd_bytes(self, request: Request) -> int:
+        """Size of the other programs that ran since the last request of this program, or run now."""
+        if request not in self._crowds:
+            own = id(request.task.program)
+            last = self._used.get(own, -1)
+            others = {program for program, at in self._used.items() if at > last}
+            others |= {id(run.request.task.program) for run in self._runs.values()}
+            self._crowds[request] = sum(self._programs[other].size_bytes for other in others - {own})
+        return self._crowds[request]
+
+    def _use(self, run: Run) -> None:
+        self._uses += 1
+        self._used[id(run.request.task.program)] = self._uses
 
     def _apply(self, command: Command) -> None:
         """A command reaches the device."""
@@ -255,6 +274,7 @@ class SimDevice:
         lane[col.TAIL] = place
         self._flying[run] = place
         self._runs[place] = run
+        self._use(run)
 
     def _take(self) -> None:
         """Take out of the engine what it has to tell."""
@@ -292,6 +312,8 @@ class SimDevice:
                 self._last_blocks[request] = done
             else:
                 request.finish_us = now_us
+                del self._crowds[request]
+        self._use(run)
         place = self._flying.pop(run)
         del self._runs[place]
         self._places.append(place)
