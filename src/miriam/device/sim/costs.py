@@ -34,13 +34,13 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from miriam.device.base import Geometry
+from miriam.device.sim.footprint import Footprint
 from miriam.device.sim.spec import MEASURED, Spec
 from miriam.errors import ProfileError
 from miriam.profile import LaunchProfile, ProfileSource, launch_key
 from miriam.program import Kernel, Program, Source
 
-__all__ = ["BlockCost", "CostModel", "Footprint"]
+__all__ = ["BlockCost", "CostModel"]
 
 _LEAST = 2.0**-8
 """Least share of latency in duration^4: a block alone on its SM runs at most four times faster."""
@@ -49,29 +49,6 @@ _LINE_BYTES = 128
 _L2_CYCLES, _DRAM_CYCLES = 263.0, 479.0
 """Latencies of an H100 (Luo et al., "Benchmarking and Dissecting the Nvidia Hopper GPU Architecture
 via Microbenchmarking", 2024)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Footprint:
-    """What a resident block takes of its SM: threads (whole warps), registers, shared memory."""
-
-    threads: int
-    registers: int
-    shared_bytes: int
-
-    @property
-    def warps(self) -> int:
-        """Warps of the block."""
-        return self.threads // 32
-
-    def residency(self, geometry: Geometry) -> int:
-        """Blocks that an empty SM holds."""
-        fits = min(
-            geometry.blocks_per_sm,
-            geometry.threads_per_sm // self.threads,
-            geometry.registers_per_sm // self.registers,
-        )
-        return min(fits, geometry.shared_per_sm_bytes // self.shared_bytes) if self.shared_bytes else fits
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +185,7 @@ class CostModel:
         thin = kernel.threads if threads is None or rigid else min(threads, kernel.threads)
         if geometry.residency(kernel) == 0:
             trimmed.add(kernel.digest)
-        footprint = _footprint(kernel, thin, profile, geometry)
+        footprint = Footprint.of(kernel, thin, profile.blocks_per_sm, geometry)
         cold = self._cold(max(program.size_bytes, profile.counters.touched_bytes), crowd_bytes)
         block = self._block(kernel, profile, blocks, cold)
         if thin < kernel.threads:
@@ -229,7 +206,9 @@ class CostModel:
         """Components of a block on this device."""
         times, counters, here = profile.times_us, profile.counters, self.spec
         gap_us = min(MEASURED.launch_gap_us, 0.5 * min(times.values()))
-        residency = _footprint(kernel, kernel.threads, profile, MEASURED.geometry).residency(MEASURED.geometry)
+        residency = Footprint.of(kernel, kernel.threads, profile.blocks_per_sm, MEASURED.geometry).residency(
+            MEASURED.geometry
+        )
         most = max(times)
         sm_us = most * (times[most] - gap_us) / blocks
         raw = _Block(
@@ -257,19 +236,6 @@ class CostModel:
 
 def _root4(value: float) -> float:
     return math.sqrt(math.sqrt(value))
-
-
-def _footprint(kernel: Kernel, threads: int, profile: LaunchProfile, geometry: Geometry) -> Footprint:
-    """What a block takes of an SM; registers stand in for whatever else held the measured residency down."""
-    warps = -(-threads // 32)
-    registers = min(warps * (-(-max(kernel.registers, 1) * 32 // 256) * 256), geometry.registers_per_sm)
-    shared = min(-(-kernel.shared_bytes // 128) * 128, geometry.shared_per_block_bytes) + geometry.shared_reserved_bytes
-    own = Footprint(warps * 32, registers, min(shared, geometry.shared_per_sm_bytes))
-    at_home = MEASURED.geometry.residency(kernel)
-    if 0 < profile.blocks_per_sm < at_home:
-        held = geometry.registers_per_sm // profile.blocks_per_sm * warps // -(-kernel.threads // 32)
-        own = replace(own, registers=max(own.registers, held))
-    return own
 
 
 def _work_ratio(kernel: Kernel, here: Spec) -> float:

@@ -62,7 +62,7 @@ class SimDevice:
         self._crowds: dict[Request, int] = {}
         self._state: State | None = None
         self._lanes: tuple[Lane, ...] = ()
-        self._queue: list[tuple[float, int, float, Event]] = []
+        self._queue: list[tuple[float, int, float, EventKind, Request | None, Run | None]] = []
         self._order = itertools.count()
         self._commands: deque[tuple[float, Command]] = deque()
         self._host_us = 0.0
@@ -135,9 +135,9 @@ class SimDevice:
             elif command_us <= stop_us and command_us < until_us:
                 self._apply(self._commands.popleft()[1])
             elif deliver_us <= stop_us and deliver_us < until_us:
-                _, _, happened_us, event = heapq.heappop(self._queue)
+                _, _, happened_us, kind, request, run = heapq.heappop(self._queue)
                 self._host_us, self._heard_us = deliver_us, happened_us
-                yield Event(event.kind, deliver_us, event.request, event.run)
+                yield Event(kind, deliver_us, request, run)
             else:
                 break
         if self._state is not None:
@@ -196,7 +196,8 @@ class SimDevice:
 
     def _push(self, at_us: float, happened_us: float, kind: EventKind, request: Request | None = None,
               run: Run | None = None) -> None:  # fmt: skip
-        heapq.heappush(self._queue, (at_us, next(self._order), happened_us, Event(kind, at_us, request, run)))
+        """Let the host hear of something from ``at_us`` on."""
+        heapq.heappush(self._queue, (at_us, next(self._order), happened_us, kind, request, run))
 
     def _cost(self, program: Program, threads: int | None, crowd_bytes: int = 0) -> tuple[BlockCost, ...]:
         key = (id(program), threads, crowd_bytes)

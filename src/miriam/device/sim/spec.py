@@ -118,9 +118,9 @@ XAVIER = Spec(
     host_notice_us=8.0,
     notes=(_SCALED,),
 )
-"""Jetson AGX Xavier, MAXN. 512 cores in 8 Volta SMs, 1,377 MHz, 11 TFLOPS fp16 on tensor cores (8
-cores x 64 FMA a clock in each SM), 136.5 GB/s, 512 KB L2: Jetson AGX Xavier data sheet and NVIDIA's
-developer blog on the module. Limits of an SM: CUDA C++ Programming Guide, compute capability 7.2. L2
+"""Jetson AGX Xavier, MAXN. 512 cores in 8 Volta SMs, 11 TFLOPS fp16 on tensor cores (8 of them x 64
+FMA a clock in each SM), 136.5 GB/s: Jetson AGX Xavier data sheet; 1,377 MHz and 512 KB L2 as its CUDA
+deviceQuery reports. Limits of an SM: CUDA C++ Programming Guide, compute capability 7.2. L2
 bandwidth follows from about 20 bytes a clock and SM (Jia et al., microbenchmarks of V100 and T4).
 Launch gap, passing a launch and host costs are assumed."""
 
