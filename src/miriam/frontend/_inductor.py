@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
+from unittest.mock import patch
 
 from miriam.errors import CompileError
 
@@ -26,6 +27,7 @@ import torch
 import triton
 from torch._inductor import config as inductor_config
 from torch._inductor import select_algorithm
+from torch._inductor import utils as inductor_utils
 from torch._inductor.async_compile import AsyncCompile
 from torch._inductor.choices import InductorChoices
 from torch._inductor.graph import GraphLowering
@@ -38,6 +40,8 @@ from torch._inductor.select_algorithm import (
 )
 from torch._inductor.template_heuristics.triton import ConvConfig
 from torch._inductor.virtualized import V
+
+from miriam.frontend._inductor_depthwise import depthwise_as_pointwise
 
 __all__ = ["LoadedKernel", "Progress", "check_versions", "compile_module", "loaded_kernels", "versions"]
 
@@ -179,7 +183,7 @@ def _triton_first(choices: list[Any]) -> list[Any]:
 
 
 @contextmanager
-def _search() -> Iterator[None]:
+def search() -> Iterator[None]:
     """Our tiles, Triton first, short measurements, and no log lines about candidates that do not fit."""
     logs = [logging.getLogger(f"torch._inductor.{name}") for name in ("select_algorithm", "runtime.triton_heuristics")]
     levels = [log.level for log in logs]
@@ -195,7 +199,9 @@ def _search() -> Iterator[None]:
     try:
         for log in logs:
             log.setLevel(logging.CRITICAL)
-        with V.set_choices_handler(FewChoices()), quiet:
+        # Inductor has no templates for GPUs of less than 68 SMs, which are the ones that are shared most.
+        templates = patch.object(inductor_utils, "is_big_gpu", lambda *args: True)
+        with V.set_choices_handler(FewChoices()), depthwise_as_pointwise(), quiet, templates:
             yield
     finally:
         get_algorithm_selector_cache().preprocessing_fns.remove(_triton_first)
@@ -204,7 +210,7 @@ def _search() -> Iterator[None]:
             log.setLevel(level)
 
 
-class _Collected(Exception):  # noqa: N818 - it ends a pass, it is no error
+class Collected(Exception):  # noqa: N818 - it ends a pass, it is no error
     """Ends the first pass of a compilation: every candidate is known."""
 
 
@@ -218,7 +224,7 @@ def _collecting(pending: dict[int, Callable[[], Any]]) -> Iterator[None]:
         return {choice: float(i + 1) for i, choice in enumerate(choices)}
 
     def stop(self: Any, *args: Any, **kwargs: Any) -> Any:
-        raise _Collected
+        raise Collected
 
     tuning, codegen = AlgorithmSelectorCache.do_autotuning, GraphLowering.codegen
     setattr(AlgorithmSelectorCache, "do_autotuning", note)  # noqa: B010 - a plain assignment is refused by mypy
@@ -238,7 +244,7 @@ def compile_module(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], pr
     and the second pass finds them there.
     """
     check_versions()
-    with _search():
+    with search():
         pending: dict[int, Callable[[], Any]] = {}
         progress("finding candidates", 0, 1)
         torch._dynamo.reset()
@@ -247,7 +253,7 @@ def compile_module(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], pr
                 compiled = torch.compile(module, options=options(), fullgraph=True)
                 compiled(*inputs)
             except Exception as error:
-                if not _caused_by(error, _Collected):
+                if not caused_by(error, Collected):
                     raise
             else:  # Inductor has compiled this graph before
                 return compiled
@@ -262,7 +268,7 @@ def compile_module(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], pr
     return compiled
 
 
-def _caused_by(error: BaseException | None, kind: type[BaseException]) -> bool:
+def caused_by(error: BaseException | None, kind: type[BaseException]) -> bool:
     while error is not None:
         if isinstance(error, kind):
             return True
