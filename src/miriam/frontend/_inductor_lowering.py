@@ -8,6 +8,7 @@ and the questions that torch, Inductor and Triton ask a GPU are answered from it
 from __future__ import annotations
 
 import copy
+import ctypes
 import functools
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,7 @@ import torch
 import triton
 from torch._dynamo.device_interface import CudaInterface
 from torch._inductor import config as inductor_config
+from torch._inductor import graph
 from torch._inductor import utils as inductor_utils
 from torch._inductor.async_compile import AsyncCompile
 from torch._inductor.codecache import CacheBase, _load_triton_kernel_from_source
@@ -36,6 +38,8 @@ from triton.backends.compiler import GPUTarget
 
 from miriam.errors import CompileError
 from miriam.frontend._inductor import Collected, caused_by, check_versions, options, search
+
+_CUDA, _META = 1, 14  # c10/core/DeviceType.h
 
 __all__ = ["ARCHITECTURES", "Candidate", "LoweredKernel", "Lowering", "lower"]
 
@@ -157,11 +161,12 @@ def _noting(kernels: list[LoweredKernel], candidates: list[Candidate], code: lis
     generate = GraphLowering.compile_to_module
 
     def stop(self: Any) -> Any:
-        code.append(Path(generate(self).__file__).read_text())
+        code.append(Path(str(generate(self).__file__)).read_text())
         raise Collected
 
     with (
         patch.object(AlgorithmSelectorCache, "do_autotuning", first),
+        patch.object(AlgorithmSelectorCache, "make_precompile_fn", lambda *args, **kwargs: lambda *_, **__: None),
         patch.object(AsyncCompile, "triton", compiled),
         patch.object(GraphLowering, "compile_to_module", stop),
     ):
@@ -219,9 +224,8 @@ def _in_place_of_a_gpu(capability: int) -> Iterator[None]:
         stack.enter_context(patch.object(torch._C, "_cuda_getCurrentRawStream", lambda device: 0, create=True))
         stack.enter_context(patch.object(triton.runtime.driver, "_active", _Driver(capability)))
         stack.enter_context(patch.object(triton_helpers, "set_driver_to_gpu", lambda: None))
-        # These methods look for a GPU by themselves, whatever the tensor is; the operators under them do not.
-        stack.enter_context(patch.object(torch.Tensor, "copy_", _copy))
-        stack.enter_context(patch.object(torch.Tensor, "contiguous", _contiguous))
+        stack.enter_context(patch.object(graph, "is_same_tensor", lambda one, other: one is other))
+        stack.enter_context(_guard())
         # Patterns are found by tracing examples, which must be real tensors somewhere.
         stack.enter_context(patch.object(joint_graph, "lazy_init", lambda device=None: patterns(torch.device("cpu"))))
         _forget()
@@ -229,18 +233,32 @@ def _in_place_of_a_gpu(capability: int) -> Iterator[None]:
         stack.enter_context(inductor_utils.fresh_cache())
         stack.enter_context(
             inductor_config.patch(
-                compile_threads=1, fx_graph_cache=False, autotune_local_cache=False, always_keep_tensor_constants=True
+                compile_threads=1,
+                fx_graph_cache=False,
+                autotune_local_cache=False,
+                always_keep_tensor_constants=True,  # they have no contents that could be written into the code
+                joint_graph_constant_folding=False,  # it computes on the GPU
+                shape_padding=False,  # it measures
             )
         )
         yield
 
 
-def _copy(self: torch.Tensor, source: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
-    return torch.ops.aten.copy_.default(self, source, non_blocking)  # type: ignore[no-any-return]
+@contextmanager
+def _guard() -> Iterator[None]:
+    """Lend CUDA tensors the device guard of meta tensors, where torch was built without CUDA.
 
-
-def _contiguous(self: torch.Tensor, memory_format: torch.memory_format = torch.contiguous_format) -> torch.Tensor:
-    return torch.ops.aten.contiguous.default(self, memory_format=memory_format)  # type: ignore[no-any-return]
+    Indexing and copying ask for the guard of a tensor's device, even when the tensor has no memory.
+    """
+    library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
+    guards = (ctypes.c_void_p * (_META + 1)).in_dll(library, "_ZN3c104impl26device_guard_impl_registryE")
+    built = guards[_CUDA]
+    if built is None:
+        guards[_CUDA] = guards[_META]
+    try:
+        yield
+    finally:
+        guards[_CUDA] = built
 
 
 def _forget() -> None:
