@@ -1,6 +1,6 @@
 """Measure every program of the zoo on this machine's GPU.
 
-    python benchmarks/profile_zoo.py --out FOLDER [--programs FOLDER] [--only gru-b1 ...] [--no-counters]
+    python benchmarks/profile_zoo.py --out FOLDER [--programs FOLDER] [--only gru-b1 ...] [--base FILE --no-counters]
 
 Writes ``FOLDER/h200.json.xz`` (named after the GPU), the file that ships with the zoo, after each
 program, so that an interrupted run keeps what it has.
@@ -25,12 +25,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--programs", type=Path, default=Path(str(files("miriam.zoo") / "programs")))
     parser.add_argument("--only", nargs="*")
-    parser.add_argument("--no-counters", action="store_true")
+    parser.add_argument("--no-counters", action="store_true", help="keep those of --base")
+    parser.add_argument("--base", type=Path, help="an earlier export to start from")
     args = parser.parse_args()
     gpu = Gpu(0)
     target = args.out / f"{short_name(gpu.name)}.json.xz"
     gpu.close()
     with ProfileStore(args.out / "profiles.db") as store:
+        if args.base is not None:
+            store.load_export(args.base)
         for path in sorted(args.programs.glob("*.miriam")):
             if args.only and path.stem not in args.only:
                 continue

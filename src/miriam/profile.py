@@ -55,8 +55,8 @@ class LaunchProfile:
     Attributes
     ----------
     times_us
-        By number of SMs: median time from the end of the launch before it to its own end, launch
-        gap included, repeated back to back inside a CUDA graph.
+        By number of SMs: median time from the end of the launch before it to its own end, launch gap
+        included, measured where it stands in a program that runs as one CUDA graph.
     blocks_per_sm
         Resident blocks on one SM.
     counters

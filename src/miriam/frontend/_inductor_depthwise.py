@@ -47,7 +47,7 @@ def _taps(x: Any, weight: Any, bias: Any, stride: tuple[int, ...], padding: tupl
     ]
     x.realize()  # or every tap would compute the input anew
     padded = lowerings[aten.constant_pad_nd](x, [padding[1], padding[1], padding[0], padding[0]], 0.0)
-    total = None
+    total: Any = None
     for tap in range(math.prod(taps)):
         part = padded
         for axis, at in enumerate(divmod(tap, taps[1])):

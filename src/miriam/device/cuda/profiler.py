@@ -1,8 +1,8 @@
 """Measure a program alone on a GPU: each launch at several numbers of SMs, and what it moves.
 
 Launches are timed where they stand: the whole program is one CUDA graph with an event behind each
-launch, so the caches hold what they hold in a real inference. What an event adds is measured with a
-graph of empty kernels and taken off.
+launch, so the caches hold what they hold in a real inference. What the events add is the difference
+to the same graph without them; it is taken off each launch in equal parts.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ import itertools
 import os
 import platform
 import statistics
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 from miriam.device.cuda import counters as hardware
@@ -62,7 +61,8 @@ def profile_programs(
     store
         Where the results go, under the GPU's short name (``h200``).
     counters
-        Whether to read hardware counters with Nsight Compute; without it they are estimated.
+        Whether to read hardware counters with Nsight Compute; without it those read before stay, and
+        others are estimated.
     progress
         Told what is being done.
 
@@ -77,12 +77,11 @@ def profile_programs(
     try:
         name = short_name(gpu.name)
         whole = gpu.attribute("MULTIPROCESSOR_COUNT")
-        overheads = {sms: _overhead(gpu, sms, whole) for sms in (*_counts(whole), whole)}
-        store.put_device(name, _facts(gpu, overheads[whole]))
+        store.put_device(name, _facts(gpu, _gap_us(gpu)))
         for number, program in enumerate(programs):
             progress(f"timing {program.name}", number, len(programs))
             read = hardware.read(program, gpu.ordinal, progress) if counters else {}
-            _measure(gpu, program, store, name, overheads, read)
+            _measure(gpu, program, store, name, (*_counts(whole), whole), read)
     finally:
         gpu.close()
 
@@ -101,14 +100,6 @@ def _ordinal(device: str) -> int:
 
 def _counts(whole: int) -> tuple[int, ...]:
     return tuple(sms for sms in SM_COUNTS if sms < whole)
-
-
-@dataclass(frozen=True, slots=True)
-class _Overhead:
-    """Of one empty kernel in a graph, and of an event behind it."""
-
-    gap_us: float
-    event_us: float
 
 
 class _Place:
@@ -135,28 +126,19 @@ class _Place:
         self._gpu.activate()
 
 
-def _overhead(gpu: Gpu, sms: int, whole: int, launches: int = 100) -> _Overhead:
-    place = _Place(gpu, sms, whole)
-    module = Module(_EMPTY)
+def _gap_us(gpu: Gpu, launches: int = 100) -> float:
+    """Time of an empty kernel in a graph of them: from the end of a launch to the end of the next one."""
+    module, stream = Module(_EMPTY), Stream()
     function = module.function("empty")
-    plain_us: list[float] = []
-    marked_us: list[float] = []
-    events = [Event() for _ in range(launches)]
-    for marked, found in ((False, plain_us), (True, marked_us)):
-        place.stream.begin_capture()
-        for event in events:
-            function.launch(place.stream, (1, 1, 1), (32, 1, 1), 0, ())
-            if marked:
-                event.record_in_graph(place.stream)
-        graph = place.stream.end_capture()
-        found += _pipelined_us(lambda: graph.launch(place.stream), place.stream)  # noqa: B023 - used at once
-        graph.close()
-    for event in events:
-        event.close()
+    stream.begin_capture()
+    for _ in range(launches):
+        function.launch(stream, (1, 1, 1), (32, 1, 1), 0, ())
+    graph = stream.end_capture()
+    found = statistics.median(_pipelined_us(lambda: graph.launch(stream), stream)) / launches
+    graph.close()
+    stream.close()
     module.close()
-    place.close()
-    plain, with_events = statistics.median(plain_us) / launches, statistics.median(marked_us) / launches
-    return _Overhead(plain, max(0.0, with_events - plain))
+    return found
 
 
 def _pipelined_us(run: Callable[[], None], stream: Stream) -> list[float]:
@@ -178,15 +160,14 @@ def _pipelined_us(run: Callable[[], None], stream: Stream) -> list[float]:
 
 
 def _measure(
-    gpu: Gpu, program: Program, store: ProfileStore, name: str, overheads: Mapping[int, _Overhead],
-    read: Mapping[int, Counters],
+    gpu: Gpu, program: Program, store: ProfileStore, name: str, counts: Sequence[int], read: Mapping[int, Counters]
 ) -> None:  # fmt: skip
-    whole = max(overheads)
+    whole = max(counts)
     launch_us: dict[int, dict[int, float]] = {}
     program_us: dict[int, tuple[float, float]] = {}
     residency: dict[int, int] = {}
     code = Code(program)
-    for sms, overhead in overheads.items():
+    for sms in counts:
         place = _Place(gpu, sms, whole)
         instance = Instance(gpu, program, code, partial=True)
         instance.fill()
@@ -200,7 +181,8 @@ def _measure(
         program_us[sms] = (statistics.median(times), statistics.median(times) + tail)
         plain.close()
         events = [Event() for _ in range(len(every) + 1)]
-        launch_us[sms] = dict(zip(every, _between_us(instance, place.stream, events, overhead.event_us), strict=True))
+        marked = _between_us(instance, place.stream, events)
+        launch_us[sms] = dict(zip(every, without_events(marked, program_us[sms][0]), strict=True))
         for event in events:
             event.close()
         instance.close()
@@ -212,8 +194,14 @@ def _measure(
     for key, where in positions.items():
         found = {sms: statistics.fmean(times[i] for i in where) for sms, times in launch_us.items()}
         seen = [read[i] for i in where if i in read]
-        facts = mean_counters(seen) if seen else estimate(found[whole])
-        store.put_launch(name, key, LaunchProfile(found, residency[where[0]], facts, bool(seen)))
+        before = store.launch(name, key)
+        if seen:
+            facts, measured = mean_counters(seen), True
+        elif before is not None and before.measured:
+            facts, measured = before.counters, True
+        else:
+            facts, measured = estimate(found[whole]), False
+        store.put_launch(name, key, LaunchProfile(found, residency[where[0]], facts, measured))
     store.put_program(name, program, ProgramProfile(program_us))
 
 
@@ -230,8 +218,33 @@ def _single_us(run: Callable[[], None], stream: Stream) -> list[float]:
     return times
 
 
-def _between_us(instance: Instance, stream: Stream, events: list[Event], event_us: float) -> list[float]:
-    """Time from each event to the next: median over replays, less what an event takes."""
+def without_events(marked_us: Sequence[float], whole_us: float, least_us: float = 0.2) -> list[float]:
+    """Take off what events added to launches, in equal parts, so that they add up to the time without events.
+
+    Parameters
+    ----------
+    marked_us
+        Times from event to event.
+    whole_us
+        Time of all launches together without events.
+    least_us
+        No launch becomes shorter than this.
+    """
+    free = list(range(len(marked_us)))
+    found = [least_us] * len(marked_us)
+    while free:
+        spare = whole_us - least_us * (len(marked_us) - len(free))
+        added = (sum(marked_us[i] for i in free) - spare) / len(free)
+        if all(marked_us[i] - added >= least_us for i in free):
+            for i in free:
+                found[i] = marked_us[i] - added
+            break
+        free = [i for i in free if marked_us[i] - added >= least_us]
+    return found
+
+
+def _between_us(instance: Instance, stream: Stream, events: list[Event]) -> list[float]:
+    """Time from each event to the next: median over replays."""
     rest = iter(events[1:])
     stream.begin_capture()
     events[0].record_in_graph(stream)
@@ -246,7 +259,7 @@ def _between_us(instance: Instance, stream: Stream, events: list[Event], event_u
         if replay >= _WARM_UP:
             rows.append([later.since_us(earlier) for earlier, later in itertools.pairwise(events)])
     graph.close()
-    return [max(statistics.median(column) - event_us, 0.1) for column in zip(*rows, strict=True)]
+    return [statistics.median(column) for column in zip(*rows, strict=True)]
 
 
 def mean_counters(seen: list[Counters]) -> Counters:
@@ -261,14 +274,13 @@ def estimate(whole_us: float) -> Counters:
     return Counters(0.7 * moved, 0.3 * moved, moved, 2 * moved, 0.5, 0.5)
 
 
-def _facts(gpu: Gpu, overhead: _Overhead) -> dict[str, str | int | float]:
+def _facts(gpu: Gpu, gap_us: float) -> dict[str, str | int | float]:
     geometry = gpu.geometry
     return {
         "gpu": gpu.name,
         "sms": geometry.sms,
         "l2_bytes": gpu.l2_bytes,
-        "launch_gap_us": round(overhead.gap_us, 3),
-        "event_us": round(overhead.event_us, 3),
+        "launch_gap_us": round(gap_us, 3),
         "cuda_driver": gpu.driver_version,
         "host": f"{platform.machine()}, {os.cpu_count()} cores",
         "python": platform.python_version(),
