@@ -127,12 +127,14 @@ def lower(module: torch.nn.Module, inputs: Sequence[torch.Tensor], capability: i
     with mode:
         module = module.to_empty(device="cuda")
         given = [torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cuda") for x in inputs]
+    ended: Exception | None = None
     with _in_place_of_a_gpu(capability), _noting(kernels, candidates, code), search(), torch.no_grad():
         try:
             torch.compile(module, options=options(), fullgraph=True)(*given)
-        except Exception as error:
-            if not caused_by(error, Collected):
-                raise
+        except Exception as error:  # what leaves this block makes Inductor keep its temporary files
+            ended = error
+    if ended is not None and not caused_by(ended, Collected):
+        raise ended
     libraries = re.findall(r"\b(?:extern_kernels|torch\.ops)\.([\w.]+)\(", "\n".join(code))
     return Lowering(tuple(kernels), tuple(libraries), tuple(candidates))
 
