@@ -55,7 +55,7 @@ def serve(make: Callable[[Setting], Policy], seconds: float = 0.5) -> str:
     camera = Task("camera", zoo.load("squeezenet-b1"), Criticality.CRITICAL)
     archive = Task("archive", zoo.load("alexnet-b1"))
     alone_us = {task.name: device.launch_us(task.program) for task in (camera, archive)}
-    policy = make(Setting((camera, archive), device.geometry, alone_us))
+    policy = make(Setting((camera, archive), device.geometry, alone_us, device.command_us))
 
     until_us = seconds * 1e6
     traffic = SeededTraffic([(camera, Uniform(100)), (archive, Closed())], until_us, seed=0)

@@ -43,8 +43,9 @@ class ScriptedDevice:
     name = "scripted"
     notes: tuple[str, ...] = ()
 
-    def __init__(self, geometry: Geometry = EDGE, block_us: float = 1.0) -> None:
+    def __init__(self, geometry: Geometry = EDGE, block_us: float = 1.0, command_us: float = 0.0) -> None:
         self.geometry = geometry
+        self.command_us = command_us  # told to the policy; commands take no time here
         self.block_us = block_us
         self.log: list[Done] = []
         self.submitted: list[tuple[float, Run]] = []
@@ -162,7 +163,8 @@ def blocks_of(run: Run) -> dict[int, range]:
 
 def setting_of(tasks: Sequence[Task], device: ScriptedDevice) -> Setting:
     """What a policy is told before it serves ``tasks`` on ``device``."""
-    return Setting(tasks, device.geometry, {task.name: device.launch_us(task.program) for task in tasks})
+    alone_us = {task.name: device.launch_us(task.program) for task in tasks}
+    return Setting(tasks, device.geometry, alone_us, device.command_us)
 
 
 def serve(

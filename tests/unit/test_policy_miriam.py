@@ -257,8 +257,17 @@ def test_the_design_space_and_the_cost_of_deciding_are_reported():
 
 def test_launches_that_would_cost_too_much_are_not_sharded():
     script = Script([(0.0, FIGURE_CRITICAL), (0.0, FIGURE_NORMAL)])
-    policy, _ = watch(script, launch_us=5.0, limit_us=5.0 * 31)  # 64 blocks in pairs are 32 launches
+    policy, _ = watch(script, ScriptedDevice(command_us=5.0), limit_us=5.0 * 31)  # 64 blocks in pairs are 32 launches
     assert policy.shards == []
+
+
+def test_launches_shorter_than_two_commands_are_not_cut():
+    critical = task("critical", (200, 256), critical=True)  # 50 us, and a full last wave
+    normal = task("normal", (16, 256), (24, 256), (64, 256), (8, 256))  # 4 6 16 2 us
+    policy, _ = watch(Script([(0.0, critical), (0.0, normal)]), ScriptedDevice(command_us=4.0))
+    whole = [s.run.launches for s in policy.shards if not s.elastic]
+    assert whole == [range(2), range(3, 4)]
+    assert {s.run.first for s in policy.shards if s.elastic} == {2}
 
 
 def test_an_unknown_reading_of_the_room_is_an_error():

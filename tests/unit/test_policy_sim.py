@@ -20,7 +20,8 @@ PROFILES = Profiles(*(task.program for task in TASKS))
 
 def run(name: str, device: str = "sim:h200/16") -> tuple[list[Request], Script, Usage, tuple[str, ...]]:
     machine = SimDevice(device, PROFILES)
-    policy = create(name, Setting(TASKS, machine.geometry, {t.name: machine.launch_us(t.program) for t in TASKS}))
+    alone_us = {t.name: machine.launch_us(t.program) for t in TASKS}
+    policy = create(name, Setting(TASKS, machine.geometry, alone_us, machine.command_us))
     arrivals = [(0.0, NORMAL), (0.0, OTHER), (40.0, CRITICAL), (300.0, URGENT), (1000.0, CRITICAL), (1010.0, CRITICAL)]
     script = Script(arrivals, closed={"normal": 5, "other": 5, "critical": 3})
     done = coordinate(machine, policy, script, until_us=1e6, trace_us=(0.0, 1e6))

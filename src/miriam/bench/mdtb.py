@@ -229,7 +229,7 @@ def _measure(job: _Job) -> _Outcome:
     entries = [e for e in workload.entries if job.alone in (None, e.name)]
     tasks = [e.task(models[e.model]) for e in entries]
     launch_us = {task.name: device.launch_us(task.program) for task in tasks}
-    policy = _policy(job.policy, Setting(tasks, device.geometry, launch_us))
+    policy = _policy(job.policy, Setting(tasks, device.geometry, launch_us, device.command_us))
     until_us = job.duration_s * 1e6
     traffic = SeededTraffic([(t, e.arrivals) for t, e in zip(tasks, entries, strict=True)], until_us, job.seed)
     solo_us = {e.name: sum(device.launch_us(models[e.model])) for e in workload.entries}

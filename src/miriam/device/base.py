@@ -241,12 +241,15 @@ class Device(Protocol):
         As the user wrote it, for example ``sim:h200/16``.
     geometry
         Its counts.
+    command_us
+        What one command costs the host.
     notes
         What a reader of its results has to know (what is scaled rather than measured).
     """
 
     name: str
     geometry: Geometry
+    command_us: float
     notes: tuple[str, ...]
 
     def open(self, lanes: Sequence[Lane], trace_us: tuple[float, float] | None = None) -> None:

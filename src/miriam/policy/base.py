@@ -23,11 +23,14 @@ class Setting:
         Of the device.
     launch_us
         By task name: time of each launch of its program alone on the device.
+    command_us
+        What one command costs the host.
     """
 
     tasks: Sequence[Task]
     geometry: Geometry
     launch_us: Mapping[str, Sequence[float]]
+    command_us: float = 5.0
 
 
 def levels(setting: Setting) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from time import perf_counter
@@ -41,6 +42,8 @@ class Miriam:
       before this one has ended; the device keeps their order.
     * An opaque launch has one shard, itself. Whatever fits beside no critical kernel waits for normal
       mode, and does not run while critical requests overlap without a gap.
+    * A launch that lasts no longer than two commands cost is not cut: that would take longer than the
+      launch. It goes out whole, with the short ones after it, also beside a critical kernel.
     * Normal mode keeps two runs in flight, each a turn of the host or longer, which hides that turn;
       nothing waits behind work so long that a pause of one turn hardly counts. More would be in the
       way of a critical request that arrives: the design has no preemption, so what was enqueued
@@ -58,9 +61,9 @@ class Miriam:
         Shards in flight at most.
     turn_us
         A turn of the host: from the end of a run, over the notice of it, to the start of the next.
-    launch_us, limit_us
-        For OScore: what a launch costs the host, and the most that the shards of one launch may cost
-        together. The paper's bound is not known.
+    limit_us
+        For OScore: the most that the shards of one launch may cost the host together. The paper's
+        bound is not known.
     """
 
     name = "miriam"
@@ -72,7 +75,6 @@ class Miriam:
         fits: Fits = "figure",
         normal_lanes: int = 4,
         turn_us: float = 25.0,
-        launch_us: float = 5.0,
         limit_us: float = 1000.0,
     ) -> None:
         critical = [level for level in levels(setting) if level > Criticality.NORMAL]
@@ -80,9 +82,10 @@ class Miriam:
         self.lanes: tuple[Lane, ...] = (*above, *(Lane(f"normal {i}") for i in range(normal_lanes)))
         self._critical = {level: lane for lane, level in enumerate(critical)}
         self._normal = range(len(critical), len(self.lanes))
-        self._padding = Padding(setting, fits, launch_us, limit_us)
+        self._padding = Padding(setting, fits, setting.command_us, limit_us)
         self._times_us = setting.launch_us
         self._turn_us = turn_us
+        self._short_us = 2 * setting.command_us
         self._queue: list[Request] = []
         self._head: _Head | None = None
         self._shards = self._requests = 0
@@ -119,12 +122,15 @@ class Miriam:
             first = last
 
     def _pad(self, critical: Run, view: View) -> Run | None:
-        """Critical mode: the best shard that fits beside what ``critical`` runs."""
+        """Critical mode: the best shard that fits beside what ``critical`` runs, or short launches in whole."""
         lane = next((lane for lane in self._normal if view.idle(lane)), None)
         head = self._open() if lane is not None else None
         if lane is None or head is None:
             return None
         flying = self._flying(view)
+        last = self._together(head.request, head.launch, self._short_us) if head.tree.untouched else head.launch
+        if last > head.launch:
+            return self._whole(head, lane, last, flying)
         busy = sum(_blocks(run) for run in flying)
         longest = max(critical.launches, key=self._times_us[critical.request.task.name].__getitem__)
         beside = self._padding.beside((critical.request.task.name, longest), (head.request.task.name, head.launch))
@@ -145,9 +151,7 @@ class Miriam:
             lane = min(self._normal, key=lambda lane: len(view.flying(lane)))
             blocks = head.tree.take(head.tree.largest)
             return None if blocks is None else self._part(head, lane, blocks, None, flying)
-        lane, last = self._normal[0], self._together(head.request, head.launch)
-        self._head = _head(head.request, last)
-        return Run(head.request, lane, head.launch, last, after=tuple(run for run in flying if run.lane != lane))
+        return self._whole(head, self._normal[0], self._together(head.request, head.launch), flying)
 
     def _open(self) -> _Head | None:
         """What is to be dispatched next: the rest of a launch, the launch after it, or the next request."""
@@ -159,14 +163,19 @@ class Miriam:
         self._head = head
         return head
 
-    def _together(self, request: Request, first: int) -> int:
-        """End of the launches from ``first`` on that go out as one run: they last a turn of the host."""
+    def _together(self, request: Request, first: int, longest_us: float = math.inf) -> int:
+        """End of the launches from ``first`` on that go out as one run: none too long, together a turn of the host."""
         times_us = self._times_us[request.task.name]
-        last, sum_us = first + 1, times_us[first]
-        while last < len(times_us) and sum_us < self._turn_us:
+        last, sum_us = first, 0.0
+        while last < len(times_us) and times_us[last] <= longest_us and (last == first or sum_us < self._turn_us):
             sum_us += times_us[last]
             last += 1
         return last
+
+    def _whole(self, head: _Head, lane: int, last: int, flying: list[Run]) -> Run:
+        """The launches from the head to ``last`` in their original shape, after all that is in flight."""
+        self._head = _head(head.request, last)
+        return Run(head.request, lane, head.launch, last, after=tuple(run for run in flying if run.lane != lane))
 
     def _part(self, head: _Head, lane: int, blocks: tuple[int, int], threads: int | None, flying: list[Run]) -> Run:
         """Blocks of the head on a lane, after all that is in flight of the launches before it."""

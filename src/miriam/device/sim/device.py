@@ -52,6 +52,7 @@ class SimDevice:
         self.name = name
         self.spec = parse(name)
         self.geometry = self.spec.geometry
+        self.command_us = self.spec.host_launch_us
         self.notes: tuple[str, ...] = self.spec.notes
         self._model = CostModel(self.spec, profiles)
         self._costs: dict[tuple[int, int | None, int], tuple[BlockCost, ...]] = {}
