@@ -1,3 +1,4 @@
+# ruff: noqa: E402 - what is imported below may be missing
 """Depthwise convolutions as sums over taps: the same numbers as torch's own, computed by Inductor's CPU back end."""
 
 import shutil

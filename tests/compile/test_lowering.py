@@ -1,3 +1,4 @@
+# ruff: noqa: E402 - what is imported below may be missing
 """Networks lowered to PTX with Inductor's and our own options, templates and search, with no GPU."""
 
 import re

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from miriam.device.cuda.driver import GraphNode
 from miriam.errors import CompileError
@@ -114,11 +114,11 @@ def to_program(
 
 def _step(node: GraphNode, code: Callable[[GraphNode], Code], memory: Memory) -> tuple[Kernel, tuple[Argument, ...]]:
     if node.kind in _MEMORY_NODES:
-        kernel = Kernel(
-            node.name, _MEMORY_NODES[node.kind], (1, 1, 1), 0, opaque=f"a {node.kind} of memory has no code"
-        )
         if node.parameters is None:
-            return replace(kernel, opaque=f"a {node.kind} that is not flat in device memory"), ()
+            why = f"a {node.kind} that is not flat in device memory"
+            return Kernel(node.name, Source.LIBRARY, (1, 1, 1), 0, opaque=why), ()
+        why = f"a {node.kind} of memory has no code"
+        kernel = Kernel(node.name, _MEMORY_NODES[node.kind], (1, 1, 1), 0, opaque=why)
         pointers = 2 if node.kind == "copy" else 1
         args = tuple(_argument(raw, i < pointers, node.name, memory) for i, raw in enumerate(node.parameters))
         return kernel, args
