@@ -103,7 +103,7 @@ def parse(text: str, metrics: tuple[str, ...]) -> list[dict[str, float]]:
     messages, which start with ``==``, may stand before it.
     """
     lines = [line for line in text.splitlines() if line.startswith('"')]
-    rows = list(csv.DictReader(io.StringIO("\n".join(lines))))
+    rows = list(csv.DictReader(io.StringIO("\n".join(lines)), restval=""))
     try:
         return [{m: float(row[m].replace(",", "")) for m in metrics} for row in rows[1:]]
     except (KeyError, ValueError) as error:
