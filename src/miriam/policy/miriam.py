@@ -40,6 +40,7 @@ class Miriam:
       the highest that is busy counts.
     * Shards overlap because each has a normal lane to itself. Those of the next launch may follow
       before this one has ended; the device keeps their order.
+    * What is left of a launch and smaller than every kept shard goes out as it is; it fits where they do.
     * An opaque launch has one shard, itself. Whatever fits beside no critical kernel waits for normal
       mode, and does not run while critical requests overlap without a gap.
     * A launch that lasts no longer than two commands cost is not cut: that would take longer than the
@@ -135,7 +136,8 @@ class Miriam:
         longest = max(critical.launches, key=self._times_us[critical.request.task.name].__getitem__)
         beside = self._padding.beside((critical.request.task.name, longest), (head.request.task.name, head.launch))
         for shard in beside:
-            if busy + shard.blocks <= shard.room and (blocks := head.tree.take(shard.blocks)) is not None:
+            size = min(shard.blocks, head.tree.largest)
+            if busy + size <= shard.room and (blocks := head.tree.take(size)) is not None:
                 return self._part(head, lane, blocks, shard.threads, flying)
         return None
 
