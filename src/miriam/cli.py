@@ -150,11 +150,13 @@ def compile_(
     dtype: Annotated[str, typer.Option(help="Of inputs and weights, as torch names it.")] = "float16",
     name: Annotated[str | None, typer.Option(help="Name of the program; the factory's if left out.")] = None,
     weights: Annotated[bool, typer.Option(help="Keep the contents of the weights in the file.")] = True,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Compile anew what was compiled before.")] = False,
     as_json: Json = False,
 ) -> None:
     """Compile a PyTorch model into a program file.
 
-    A program holds kernels, launches and buffers, and can be loaded anywhere.
+    A program holds kernels, launches and buffers, and can be loaded anywhere. A model that was
+    compiled before, with the same weights and code, comes from your cache folder.
     Needs a GPU and 'pip install miriam[torch,cuda]'.
 
     \b
@@ -168,7 +170,9 @@ def compile_(
     from miriam.frontend.torch import compile_factory
 
     with _progress() as progress:
-        program = compile_factory(factory, shapes, dtype, name=name, weights=weights, progress=progress)
+        program = compile_factory(
+            factory, shapes, dtype, name=name, weights=weights, fresh=fresh, progress=progress
+        )
     program.save(output)
     if as_json:
         _print_json(_summary(program) | {"file": str(output)})

@@ -207,7 +207,7 @@ def test_compile_passes_everything_on_and_writes_the_program(monkeypatch: pytest
 
     monkeypatch.setattr(torch_frontend, "compile_factory", compile_factory)
     path = tmp_path / "toy.miriam"
-    args = ["compile", "nets:toy", "--shape", "1,3,8,8", "--shape", "4", "--name", "toy", "--no-weights"]
+    args = ["compile", "nets:toy", "--shape", "1,3,8,8", "--shape", "4", "--name", "toy", "--no-weights", "--fresh"]
     result = call(*args, "--dtype", "bfloat16", "-o", str(path), "--json")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["launches"] == 2
@@ -215,6 +215,7 @@ def test_compile_passes_everything_on_and_writes_the_program(monkeypatch: pytest
     del seen["progress"]
     assert seen == {
         "spec": "nets:toy", "shapes": [(1, 3, 8, 8), (4,)], "dtype": "bfloat16", "name": "toy", "weights": False,
+        "fresh": True,
     }  # fmt: skip
 
 
