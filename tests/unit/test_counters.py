@@ -51,7 +51,7 @@ def test_a_page_without_launches_has_none(text: str) -> None:
 
 @pytest.mark.parametrize("text", [PAGE.replace(BYTES, "dram__octets"), PAGE.replace('"12,345,678"', '"n/a"')])
 def test_a_metric_that_is_missing_or_no_number_is_an_error_with_a_way_out(text: str) -> None:
-    with pytest.raises(ProfileError, match="not what it was.*--no-counters"):
+    with pytest.raises(ProfileError, match=r"not what it was.*--no-counters"):
         parse(text, (BYTES,))
 
 
@@ -113,7 +113,7 @@ def test_another_number_of_launches_is_an_error(tool) -> None:
 
 def test_the_words_of_a_failing_tool_are_passed_on(tool) -> None:
     tool["returncode"] = 9
-    with pytest.raises(ProfileError, match="ERR_NVGPUCTRPERM.*allow it to read counters, or profile with --no-count"):
+    with pytest.raises(ProfileError, match=r"ERR_NVGPUCTRPERM.*allow it to read counters, or profile with --no-count"):
         read(program(), 0, lambda *what: None)
 
 
