@@ -103,6 +103,8 @@ def test_company_never_makes_faster(data: st.DataObject) -> None:
 @pytest.mark.parametrize(("other_bytes", "slower"), [(10 << 20, False), (200 << 20, True)])
 def test_what_ran_in_between_leaves_cold_caches(other_bytes: int, slower: bool) -> None:
     ours, theirs = program("ours", [(132, 128)]), program("theirs", [(132, 256)])
+    weights = replace(ours.buffers[2], role=Role.WEIGHT, size_bytes=15 << 20)  # what the launch is given
+    ours = replace(ours, buffers=(*ours.buffers[:2], weights))
     theirs = replace(theirs, buffers=(*theirs.buffers, Buffer("more", other_bytes, Role.INTERMEDIATE)))
     profiles = HandMade()
     profiles.add(ours, 0, _taking_100_us(Counters(0, 0, 2e7, 6e7, 0.1, 0.1)))

@@ -37,6 +37,8 @@ class Spec:
         Size of the L2 cache.
     launch_gap_us
         From the end of a launch to the first block of the next one in the same queue.
+    first_use_us
+        For the first launch of a kernel whose code and arguments the caches have lost.
     skip_us
         For each complete launch that a run has to pass when it goes on after a pause.
     host_launch_us, host_graph_us
@@ -62,6 +64,7 @@ class Spec:
     l2_bytes_per_us: float
     l2_bytes: int
     launch_gap_us: float
+    first_use_us: float
     skip_us: float
     host_launch_us: float
     host_graph_us: float
@@ -84,9 +87,10 @@ H200 = Spec(
     fp32_lanes=128,
     tensor_flops_per_us=989.4e6 / 132,
     dram_bytes_per_us=4.8e6,
-    l2_bytes_per_us=5.5e6,
+    l2_bytes_per_us=9.5e6,
     l2_bytes=50 * _KIB * _KIB,
     launch_gap_us=1.06,
+    first_use_us=0.3,
     skip_us=2.1,
     host_launch_us=4.2,
     host_graph_us=4.0,
@@ -95,11 +99,14 @@ H200 = Spec(
 )
 """H200 SXM. SMs, bandwidth, tensor peak (989.4 TFLOPS dense at 1.83 GHz): NVIDIA H200 datasheet and
 Hopper architecture white paper. Limits of an SM: CUDA C++ Programming Guide, compute capability 9.0.
-L2: 50 MB by the white paper, the API of an H200 reports 60 MB. L2 bandwidth is not published; 5.5
-TB/s is the order that microbenchmarks of the H100 find. Launch gap (graph), passing complete launches
-(72 to 91 us for 39), host costs of a launch and of a graph, and the elastic overhead (896 against 831
-us for a ResNet-18 of batch 32) were measured on one H200 with CUDA 13.0; the time to notice is assumed
-(a polled event)."""
+L2: 50 MB by the white paper, the API of an H200 reports 60 MB. L2 bandwidth is not published; 9.5 TB/s
+is what, with the exponent 4 in :mod:`miriam.device.sim.costs`, best foretells the duration of a wave on
+132 SMs from that on 16 and the hardware counters, for 80 launches of the zoo (14 % off, root of the mean
+square weighted by time). Launch gap (graph), passing complete launches (72 to 91 us for 39), host costs
+of a launch and of a graph, and the elastic overhead (896 against 831 us for a ResNet-18 of batch 32)
+were measured on one H200 with CUDA 13.0, and so was what reading 512 MB between two requests costs:
+ResNet-34 4 to 12 %, ResNet-50 1 to 7 %, MobileNetV3 12 to 18 %; the time of a first use is chosen for
+that. The time to notice is assumed (a polled event)."""
 
 XAVIER = Spec(
     name="xavier",
@@ -112,6 +119,7 @@ XAVIER = Spec(
     l2_bytes_per_us=8 * 20 * 1377.0,
     l2_bytes=512 * _KIB,
     launch_gap_us=2.0,
+    first_use_us=0.4,
     skip_us=4.0,
     host_launch_us=10.0,
     host_graph_us=10.0,
@@ -122,7 +130,7 @@ XAVIER = Spec(
 FMA a clock in each SM), 136.5 GB/s: Jetson AGX Xavier data sheet; 1,377 MHz and 512 KB L2 as its CUDA
 deviceQuery reports. Limits of an SM: CUDA C++ Programming Guide, compute capability 7.2. L2
 bandwidth follows from about 20 bytes a clock and SM (Jia et al., microbenchmarks of V100 and T4).
-Launch gap, passing a launch and host costs are assumed."""
+Launch gap, first use, passing a launch and host costs are assumed."""
 
 ORIN = Spec(
     name="orin",
@@ -135,6 +143,7 @@ ORIN = Spec(
     l2_bytes_per_us=16 * 32 * 1300.0,
     l2_bytes=4096 * _KIB,
     launch_gap_us=1.8,
+    first_use_us=0.4,
     skip_us=3.6,
     host_launch_us=8.0,
     host_graph_us=8.0,
@@ -144,7 +153,7 @@ ORIN = Spec(
 """Jetson AGX Orin 64 GB, MAXN. 2,048 cores in 16 Ampere SMs, 1.3 GHz, 64 tensor cores with 170 sparse
 INT8 TOPS (42.5 TFLOPS dense fp16), 4 MB L2, 204.8 GB/s: Jetson AGX Orin Series technical brief.
 Limits of an SM: CUDA C++ Programming Guide, compute capability 8.7. L2 bandwidth (32 bytes a clock
-and SM), launch gap, passing a launch and host costs are assumed."""
+and SM), launch gap, first use, passing a launch and host costs are assumed."""
 
 RTX2060 = Spec(
     name="rtx2060",
@@ -157,6 +166,7 @@ RTX2060 = Spec(
     l2_bytes_per_us=30 * 20 * 1680.0,
     l2_bytes=3072 * _KIB,
     launch_gap_us=1.5,
+    first_use_us=0.3,
     skip_us=3.0,
     host_launch_us=4.2,
     host_graph_us=4.0,
@@ -166,7 +176,7 @@ RTX2060 = Spec(
 """GeForce RTX 2060. 30 Turing SMs (TU106), boost 1,680 MHz, 336 GB/s, 3 MB L2: GeForce RTX 2060
 specifications and Turing architecture white paper, which gives GeForce tensor cores half rate with
 fp32 sums (25.8 TFLOPS). Limits of an SM: CUDA C++ Programming Guide, compute capability 7.5. L2
-bandwidth as for Xavier; launch gap and passing a launch assumed, host costs as
+bandwidth as for Xavier; launch gap, first use and passing a launch assumed, host costs as
 measured beside the H200."""
 
 KNOWN = {spec.name: spec for spec in (H200, XAVIER, ORIN, RTX2060)}
