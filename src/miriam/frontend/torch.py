@@ -111,10 +111,9 @@ def compile_factory(
     """
     torch = _torch()
     factory = _factory(spec)
-    try:
-        kind = getattr(torch, dtype)
-    except AttributeError:
-        raise CompileError(f"{dtype!r} is no dtype of torch: try float16, bfloat16 or float32") from None
+    kind = getattr(torch, dtype, None)
+    if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
+        raise CompileError(f"{dtype!r} is no floating-point dtype of torch: try float16, bfloat16 or float32")
     if not torch.cuda.is_available():
         raise CompileError("compiling needs a CUDA GPU, and torch sees none: see 'miriam devices'")
     torch.manual_seed(0)
@@ -142,26 +141,27 @@ def _torch() -> Any:
 
 
 def _factory(spec: str) -> Any:
-    where, colon, attribute = spec.partition(":")
-    if not colon or not attribute:
+    where, _, attribute = spec.partition(":")
+    if not where or not attribute or where.startswith("."):
         raise CompileError(f"{spec!r} names no factory: write package.module:factory or file.py:factory")
+    folder = ""
+    if where.endswith(".py"):
+        path = Path(where).resolve()
+        if not path.is_file():
+            raise CompileError(f"there is no file {where}")
+        folder, where = str(path.parent), path.stem
+    sys.path.insert(0, folder)
     try:
-        if where.endswith(".py"):
-            path = Path(where).resolve()
-            if not path.is_file():
-                raise CompileError(f"there is no file {where}")
-            sys.path.insert(0, str(path.parent))
-            where = path.stem
-        else:
-            sys.path.insert(0, "")
         module = importlib.import_module(where)
-        return getattr(module, attribute)
     except ImportError as error:
         raise CompileError(f"cannot import {where}: {error}") from error
-    except AttributeError:
-        raise CompileError(f"{where} has no {attribute!r}") from None
     finally:
-        sys.path.pop(0)
+        sys.path.remove(folder)
+    factory = getattr(module, attribute, None)
+    if not callable(factory):
+        what = f"no {attribute!r}" if factory is None else f"a {type(factory).__name__} under the name {attribute!r}"
+        raise CompileError(f"{where} has {what}: name a function that makes an nn.Module")
+    return factory
 
 
 def _capture(torch: Any, compiled: Any, inputs: Sequence[torch.Tensor]) -> tuple[Any, list[torch.Tensor]]:
