@@ -23,6 +23,7 @@ import numba
 import numpy as np
 
 import miriam
+from miriam import zoo
 from miriam.coordinator import View, coordinate
 from miriam.device.base import Command, Event, EventKind, Lane, Run
 from miriam.device.sim.device import SimDevice
@@ -54,12 +55,15 @@ SHAPES = (
     Shape("large with 264 workers", "sim:h200", ["large"], [0], workers=264),
     Shape("small above large, two lanes", "sim:xavier", ["small-0", "large"], [1, 0]),
     Shape("small above large, two lanes", "sim:h200/16", ["small-0", "large"], [1, 0]),
+    Shape("ResNet-34 above ResNet-18, zoo", "sim:h200", ["resnet34-b1", "resnet18-b32"], [1, 0]),
+    Shape("ResNet-34 above ResNet-18, zoo", "sim:xavier", ["resnet34-b1", "resnet18-b32"], [1, 0]),
+    Shape("SqueezeNet above AlexNet, zoo", "sim:xavier", ["squeezenet-b1", "alexnet-b1"], [1, 0]),
     Shape("a run for each launch, two lanes", "sim:xavier", ["small-0", "small-1"], [1, 0], launch_by_launch=True),
 )
 
 
 class Invented:
-    """Programs and profiles as a network could have them, from a seed."""
+    """Programs and profiles as a network could have them, from a seed; and the zoo."""
 
     def __init__(self, seed: int) -> None:
         rng = random.Random(seed)
@@ -71,6 +75,7 @@ class Invented:
         for i in range(3):
             blocks = [rng.randint(20, 50) for _ in range(60)]
             self.programs[f"small-{i}"] = self._program(f"small-{i}", blocks, 64, 16384, rng)
+        self.programs |= {name: zoo.load(name) for name in zoo.names()}
 
     def _program(self, name: str, blocks: Sequence[int], registers: int, shared: int, rng: random.Random) -> Program:
         kernels, launches = [], []
@@ -88,7 +93,7 @@ class Invented:
 
     def launch(self, device: str, key: LaunchKey) -> LaunchProfile | None:
         """Profile of a launch."""
-        return self._launches.get(key)
+        return self._launches.get(key) or zoo.profiles().launch(device, key)
 
     def program(self, device: str, program: Program) -> ProgramProfile | None:
         """None: nothing of the kind was invented."""
