@@ -58,7 +58,7 @@ app = _app(
     \b
     Try it on a simulated GPU, without any GPU here:
       miriam bench mdtb --device sim:xavier --out report
-    Bring a model of your own (needs a GPU and 'pip install miriam[torch,cuda]'):
+    Bring a model of your own (needs a GPU and the extras torch and cuda):
       miriam compile mypackage.nets:resnet18 --shape 1,3,224,224 -o resnet18.miriam
       miriam profile resnet18.miriam
     See what can be used on this machine:
@@ -157,7 +157,7 @@ def compile_(
 
     A program holds kernels, launches and buffers, and can be loaded anywhere. A model that was
     compiled before, with the same weights and code, comes from your cache folder.
-    Needs a GPU and 'pip install miriam[torch,cuda]'.
+    Needs a GPU, and Miriam installed with its extras: pip install '.[torch,cuda]'.
 
     \b
     Examples:
@@ -170,9 +170,7 @@ def compile_(
     from miriam.frontend.torch import compile_factory
 
     with _progress() as progress:
-        program = compile_factory(
-            factory, shapes, dtype, name=name, weights=weights, fresh=fresh, progress=progress
-        )
+        program = compile_factory(factory, shapes, dtype, name=name, weights=weights, fresh=fresh, progress=progress)
     program.save(output)
     if as_json:
         _print_json(_summary(program) | {"file": str(output)})
@@ -195,7 +193,7 @@ def profile(
 
     Each is measured alone, on several numbers of SMs, and kept in the store. The store is
     profiles.db in your cache folder, or in the folder that MIRIAM_CACHE names.
-    Needs a GPU and 'pip install miriam[cuda]'.
+    Needs a GPU, and Miriam installed with its extra: pip install '.[cuda]'.
 
     \b
     Examples:

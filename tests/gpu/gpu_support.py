@@ -18,7 +18,7 @@ def need_gpu(torch: bool = False) -> None:
         pytest.skip(why, allow_module_level=True)
     if torch:
         if not (find_spec("torch") and find_spec("triton")):
-            pytest.skip("needs torch and triton: pip install 'miriam[torch]'", allow_module_level=True)
+            pytest.skip("needs torch and triton", allow_module_level=True)
         import torch as installed
 
         if not installed.cuda.is_available():

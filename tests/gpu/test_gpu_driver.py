@@ -91,8 +91,8 @@ def test_a_launch_gets_its_arguments(gpu: Gpu, out: int) -> None:
 
 
 def test_code_that_does_not_compile_comes_with_the_words_of_the_compiler(gpu: Gpu) -> None:
-    with pytest.raises(DeviceError, match=r"cuLibraryLoadData failed.*: .*ptxas"):
-        Module(PTX.replace(b"add.u32", b"odd.u32"))
+    with pytest.raises(DeviceError, match=r"failed.*: .*ptxas"):
+        Module(PTX.replace(b"add.u32", b"odd.u32")).function("number")
 
 
 def test_a_graph_can_be_launched_again_and_read_node_by_node(gpu: Gpu, out: int) -> None:

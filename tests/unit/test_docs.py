@@ -95,10 +95,8 @@ def test_links_between_files_lead_somewhere() -> None:
     assert lost == []
 
 
-def test_the_table_in_the_readme_is_the_one_of_its_record() -> None:
-    if not (ROOT / "benchmarks" / "records" / "mdtb-xavier.json").exists():
-        pytest.skip("there is no record yet")
-    assert readme_table("--check") == 0, "run benchmarks/readme_table.py"
+def test_the_tables_are_those_of_their_records() -> None:
+    assert tables("--check") == 0, "run benchmarks/tables.py"
 
 
 def test_the_policy_example_protects_the_critical_network(capsys: pytest.CaptureFixture[str]) -> None:
@@ -111,23 +109,24 @@ def test_the_policy_example_protects_the_critical_network(capsys: pytest.Capture
     assert float(found[1][1]) < float(found[0][1])
 
 
-def readme_table(*args: object) -> int:
-    script = [sys.executable, str(ROOT / "benchmarks" / "readme_table.py"), *map(str, args)]
+def tables(*args: object) -> int:
+    script = [sys.executable, str(ROOT / "benchmarks" / "tables.py"), *map(str, args)]
     return subprocess.run(script, timeout=60, check=False).returncode
 
 
-def test_the_bench_example_writes_its_report_and_the_table_follows_from_it(tmp_path: Path) -> None:
+def test_a_table_that_was_changed_is_found_and_mended(tmp_path: Path) -> None:
+    readme, text = tmp_path / "README.md", (ROOT / "README.md").read_text("utf-8")
+    assert "| `miriam` |" in text
+    readme.write_text(text.replace("| `miriam` |", "| `mine` |"), "utf-8")
+    assert tables("--check", readme) == 1
+    assert tables(readme) == 0
+    assert readme.read_text("utf-8") == text
+
+
+def test_the_bench_example_writes_its_report_and_a_table_follows_from_it(tmp_path: Path) -> None:
     main = runpy.run_path(str(ROOT / "examples" / "bench.py"))["main"]
     results = main(str(tmp_path), 0.2)
-    assert results.point("robot", "miriam") is not None
+    point = results.point("robot", "miriam")
     assert (tmp_path / "index.html").stat().st_size > 0
-
-    readme = tmp_path / "README.md"
-    readme.write_bytes((ROOT / "README.md").read_bytes())
-    args = ("--record", tmp_path / "results.json", "--readme", readme)
-    assert readme_table(*args) == 0
-    assert readme_table(*args, "--check") == 0
-    text = readme.read_text("utf-8")
-    assert f"{results.point('robot', 'miriam').critical.slowdown.p99:.2f}" in text
-    readme.write_text(text.replace("| `miriam` |", "| `mine` |"), "utf-8")
-    assert readme_table(*args, "--check") == 1
+    table = runpy.run_path(str(ROOT / "benchmarks" / "tables.py"))["mdtb"](results)
+    assert f"{point.critical.slowdown.p99:.2f}" in table

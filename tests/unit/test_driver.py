@@ -58,7 +58,7 @@ def test_the_real_bindings_either_find_a_gpu_or_say_why_not() -> None:
 
 def test_without_the_bindings_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
-    assert unavailable() == "the CUDA bindings are not installed: pip install 'miriam[cuda]'"
+    assert unavailable() == "the CUDA bindings are not installed: pip install 'cuda-bindings>=13.0,<14'"
 
 
 def test_a_driver_without_gpus(cu: FakeDriver) -> None:

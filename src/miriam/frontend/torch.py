@@ -136,7 +136,9 @@ def _torch() -> Any:
     try:
         import torch
     except ImportError as error:
-        raise CompileError("compiling a model needs torch: pip install 'miriam[torch,cuda]'") from error
+        raise CompileError(
+            "compiling a model needs torch: pip install torch==2.13.0 triton==3.7.1 'cuda-bindings>=13.0,<14'"
+        ) from error
     return torch
 
 

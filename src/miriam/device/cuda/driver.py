@@ -37,7 +37,7 @@ def _cu() -> ModuleType:
     try:
         from cuda.bindings import driver
     except ImportError as error:
-        raise DeviceError("the CUDA bindings are not installed: pip install 'miriam[cuda]'") from error
+        raise DeviceError("the CUDA bindings are not installed: pip install 'cuda-bindings>=13.0,<14'") from error
     return cast(ModuleType, driver)
 
 
@@ -286,18 +286,25 @@ class Module:
     """Loaded device code, usable in every context of the GPU (a CUDA library)."""
 
     def __init__(self, code: bytes) -> None:
-        log = bytes(4096)  # the driver writes into it; the bindings take nothing but bytes here
+        # The driver may compile as late as when a kernel is asked for, and writes its words here even then; the
+        # bindings take nothing but bytes for it.
+        self._log = bytes(4096)
         options = [_enum("CUjit_option", f"CU_JIT_{n}") for n in ("ERROR_LOG_BUFFER", "ERROR_LOG_BUFFER_SIZE_BYTES")]
+        values = [self._log, len(self._log)]
+        self._library: Any = self._check("cuLibraryLoadData", code, options, values, len(options), [], [], 0)
+
+    def _check(self, call: str, *args: Any) -> Any:
+        """Call the driver; to an error add what the compiler says."""
         try:
-            self._library: Any = check("cuLibraryLoadData", code, options, [log, len(log)], len(options), [], [], 0)
+            return check(call, *args)
         except DeviceError as error:
-            detail = log.split(b"\0")[0].decode(errors="replace").strip()
+            detail = self._log.split(b"\0")[0].decode(errors="replace").strip()
             raise DeviceError(f"{error}{': ' + detail if detail else ''}") from None
 
     def function(self, name: str, dynamic_shared_bytes: int = 0) -> Function:
         """Kernel ``name`` for the current context, allowed to use that much dynamic shared memory."""
-        kernel = check("cuLibraryGetKernel", self._library, name.encode())
-        function = check("cuKernelGetFunction", kernel)
+        kernel = self._check("cuLibraryGetKernel", self._library, name.encode())
+        function = self._check("cuKernelGetFunction", kernel)
         if dynamic_shared_bytes > 48 * 1024:
             attribute = _enum("CUfunction_attribute", "CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES")
             check("cuFuncSetAttribute", function, attribute, dynamic_shared_bytes)

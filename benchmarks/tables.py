@@ -1,0 +1,149 @@
+"""Write the tables of results in README.md and docs/results.md from the records beside this file.
+
+    python benchmarks/tables.py [--check] [FILE ...]
+
+A table stands between two comments, of which the first names its record::
+
+    <!-- table mdtb-xavier -->
+    <!-- end -->
+
+``--check`` changes nothing and fails if a table is not the one that its record gives. The records named
+``mdtb-*`` are the ``results.json`` of ``miriam bench mdtb --out FOLDER`` without their timelines:
+``python benchmarks/tables.py --keep FOLDER/results.json mdtb-NAME`` makes one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from miriam.bench.results import Results
+
+ROOT = Path(__file__).parent.parent
+RECORDS = ROOT / "benchmarks" / "records"
+FILES = (ROOT / "README.md", ROOT / "docs" / "results.md")
+PLACE = re.compile(r"(<!-- table (?P<record>\S+) -->\n).*?(<!-- end -->\n)", re.DOTALL)
+
+
+def mdtb(results: Results) -> str:
+    """Policies by workload, with what a reader has to know about them."""
+    rows = [
+        "| workload | policy | critical p50 | critical p99 | slowdown p99 | requests/s, all | against `sequential` |",
+        "|---|---|--:|--:|--:|--:|--:|",
+    ]
+    for workload in results.workloads:
+        title = f"**{workload.name}**: {workload.title}"
+        for policy in results.policies:
+            point = results.point(workload.name, policy)
+            if point is None:
+                continue
+            task = point.critical
+            latency = None if task is None else task.response
+            slower = None if task is None else task.slowdown
+            ratio = point.overall_vs_sequential
+            cells = (
+                title,
+                f"`{policy}`",
+                "-" if latency is None else f"{latency.p50_us:,.0f} us",
+                "-" if latency is None else f"{latency.p99_us:,.0f} us",
+                "-" if slower is None else f"{slower.p99:.2f}",
+                f"{point.overall_per_s:,.0f}",
+                "-" if ratio is None else f"{ratio:.2f}",
+            )
+            rows.append(f"| {' | '.join(cells)} |")
+            title = ""
+    load = "" if results.critical_load is None else f" --critical-load {results.critical_load:g}"
+    command = (
+        f"miriam bench mdtb --workload {','.join(w.name for w in results.workloads)} --device {results.device} "
+        f"--duration {results.duration_s:g} --seed {results.seed}{load}"
+    )
+    notes = "".join(f" {note[0].upper()}{note[1:]}." for note in results.notes)
+    return (
+        "\n".join(rows)
+        + f"\n\nSimulated. From `{command}` ({results.made.date[:10]}, Miriam {results.made.versions['miriam']})."
+        + " Latency is response time, from arrival to finish; slowdown is against the network alone in the same run."
+        + notes
+        + "\n"
+    )
+
+
+def zoo(record: dict[str, Any]) -> str:
+    """Programs of the zoo against the stock best."""
+    rows = [
+        "| program | launches | of them Triton | latency | eager, cuDNN and cuBLAS | equal from the file |",
+        "|---|--:|--:|--:|--:|---|",
+    ]
+    for name, facts in record["programs"].items():
+        stock = "-" if facts["stock_us"] is None else f"{facts['stock_us']:,.0f} us"
+        equal = "to the bit" if facts["equal"] else "no"
+        rows.append(
+            f"| `{name}` | {facts['launches']} | {facts['triton']} | {facts['us']:,.0f} us | {stock} | {equal} |"
+        )
+    on, command = record["measured_on"], record["command"]
+    return (
+        "\n".join(rows)
+        + f"\n\nMeasured on one {on['gpu']} (torch {on['torch']}, Triton {on['triton']}, CUDA {on['cuda_driver']}, "
+        + f"{record['date']}): median latency as one CUDA graph, against the eager module in fp16 and channels-last, also "
+        + f"in a CUDA graph. Compiling ResNet-50 takes {command['cold_s']:.0f} s with nothing cached, and "
+        + f"{command['warm_s']:.1f} s a second time ({on['host']}; the whole command).\n"
+    )
+
+
+def solo(record: dict[str, Any]) -> str:
+    """Simulated against measured latency alone, by device."""
+    rows = ["| device | programs | median error | largest error | in |", "|---|--:|--:|--:|---|"]
+    for device in dict.fromkeys(row["device"] for row in record["rows"]):
+        own = [row for row in record["rows"] if row["device"] == device]
+        worst = max(own, key=lambda row: abs(row["error"]))
+        median = statistics.median(abs(row["error"]) for row in own)
+        rows.append(
+            f"| `{device}` | {len(own)} | {median:.2%} | {abs(worst['error']):.1%} | `{worst['program']}` |"
+        )
+    on = record["measured_on"]
+    return "\n".join(rows) + f"\n\nMeasured on one {on['gpu']}, {on['date']}; simulated {record['date']}.\n"
+
+
+def table(name: str) -> str:
+    """The table of a record."""
+    path = RECORDS / f"{name}.json"
+    if name.startswith("mdtb-"):
+        return mdtb(Results.load(path))
+    record = json.loads(path.read_text("utf-8"))
+    return {"zoo": zoo, "solo-accuracy": solo}[name](record)
+
+
+def keep(source: Path, name: str) -> None:
+    """Make a record of a results document: everything but its timelines."""
+    results = Results.load(source)
+    small = replace(results, points=tuple(replace(point, timeline=None) for point in results.points))
+    (RECORDS / f"{name}.json").write_text(json.dumps(small.to_json(), separators=(",", ":")) + "\n", "utf-8")
+
+
+def main() -> int:
+    """Write or check the tables, or keep a record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="*", type=Path)
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--keep", nargs=2, metavar=("RESULTS", "NAME"))
+    args = parser.parse_args()
+    if args.keep:
+        keep(Path(args.keep[0]), args.keep[1])
+        return 0
+    stale = 0
+    for path in args.files or FILES:
+        old = path.read_text("utf-8")
+        new = PLACE.sub(lambda m: f"{m[1]}\n{table(m['record'])}\n{m[3]}", old)
+        stale += old != new
+        if not args.check:
+            path.write_text(new, "utf-8")
+    return int(args.check and stale > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
