@@ -28,6 +28,7 @@ from miriam.bench.results import Results
 ROOT = Path(__file__).parent.parent
 RECORDS = ROOT / "benchmarks" / "records"
 FILES = (ROOT / "README.md", ROOT / "docs" / "results.md")
+GLANCE = ("mdtb-xavier", "mdtb-rtx2060", "mdtb-h200-16")
 PLACE = re.compile(r"(<!-- table (?P<record>\S+) -->\n).*?(<!-- end -->\n)", re.DOTALL)
 
 
@@ -73,6 +74,26 @@ def mdtb(results: Results) -> str:
     )
 
 
+def glance() -> str:
+    """Each policy over all workloads, on every device of a record with rates as written."""
+    records = {name: Results.load(RECORDS / f"{name}.json") for name in GLANCE}
+    heads = [f"`{results.device}`: critical p99 vs alone | requests/s vs `sequential`" for results in records.values()]
+    rows = [f"| policy | {' | '.join(heads)} |", "|---" + "|--:" * (2 * len(heads)) + "|"]
+    for policy in next(iter(records.values())).policies:
+        cells = []
+        for results in records.values():
+            points = [results.point(workload.name, policy) for workload in results.workloads]
+            slower = [p.critical.slowdown.p99 for p in points if p and p.critical and p.critical.slowdown]
+            ratios = [p.overall_vs_sequential for p in points if p and p.overall_vs_sequential]
+            cells += [f"{statistics.geometric_mean(slower):.2f}", f"{statistics.geometric_mean(ratios):.2f}"]
+        rows.append(f"| `{policy}` | {' | '.join(cells)} |")
+    names = ", ".join(w.name for w in next(iter(records.values())).workloads)
+    return "\n".join(rows) + (
+        f"\n\nSimulated; geometric means over the workloads {names} of MDTB, rates as written. `sim:xavier` and"
+        " `sim:rtx2060` are scaled from measurements of an H200.\n"
+    )
+
+
 def zoo(record: dict[str, Any]) -> str:
     """Programs of the zoo against the stock best."""
     rows = [
@@ -89,8 +110,8 @@ def zoo(record: dict[str, Any]) -> str:
     return (
         "\n".join(rows)
         + f"\n\nMeasured on one {on['gpu']} (torch {on['torch']}, Triton {on['triton']}, CUDA {on['cuda_driver']}, "
-        + f"{record['date']}): median latency as one CUDA graph, against the eager module in fp16 and channels-last, also "
-        + f"in a CUDA graph. Compiling ResNet-50 takes {command['cold_s']:.0f} s with nothing cached, and "
+        + f"{record['date']}): median latency as one CUDA graph, against the eager module in fp16 and channels-last, "
+        + f"also in a CUDA graph. Compiling ResNet-50 takes {command['cold_s']:.0f} s with nothing cached, and "
         + f"{command['warm_s']:.1f} s a second time ({on['host']}; the whole command).\n"
     )
 
@@ -102,15 +123,15 @@ def solo(record: dict[str, Any]) -> str:
         own = [row for row in record["rows"] if row["device"] == device]
         worst = max(own, key=lambda row: abs(row["error"]))
         median = statistics.median(abs(row["error"]) for row in own)
-        rows.append(
-            f"| `{device}` | {len(own)} | {median:.2%} | {abs(worst['error']):.1%} | `{worst['program']}` |"
-        )
+        rows.append(f"| `{device}` | {len(own)} | {median:.2%} | {abs(worst['error']):.1%} | `{worst['program']}` |")
     on = record["measured_on"]
     return "\n".join(rows) + f"\n\nMeasured on one {on['gpu']}, {on['date']}; simulated {record['date']}.\n"
 
 
 def table(name: str) -> str:
     """The table of a record."""
+    if name == "glance":
+        return glance()
     path = RECORDS / f"{name}.json"
     if name.startswith("mdtb-"):
         return mdtb(Results.load(path))
