@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
-from miriam.device.base import Command, Device, Event, EventKind, Geometry, Lane, Run
+from miriam.device.base import Command, Device, Event, EventKind, Geometry, Lane, Run, check_run
 from miriam.errors import PolicyError
 from miriam.task import Request
 
@@ -66,12 +66,18 @@ class View:
         """Book a finished run; whether its request is complete now."""
         self._flying[run.lane].remove(run)
         object.__setattr__(run, "after", ())  # or each run would keep alive all that ever ran before it
-        left = self._left[run.request]
+        left, program = self._left.get(run.request, {}), run.request.task.program
+        first = min(left, default=run.first)
+        if first < run.first:
+            raise PolicyError(
+                f"launch {run.first} of {program.name} ended before launch {first}: "
+                "submit them to one lane in their order, or name runs in Run.after"
+            )
         for launch in run.launches:
             done = left.get(launch, 0) if run.blocks is None else run.blocks[1] - run.blocks[0]
             rest = left.get(launch, 0) - done
-            if rest < 0 or (run.blocks is None and rest + done != run.request.task.program.launches[launch].blocks):
-                raise PolicyError(f"blocks of launch {launch} of {run.request.task.program.name} ran twice")
+            if rest < 0 or (run.blocks is None and rest + done != program.launches[launch].blocks):
+                raise PolicyError(f"blocks of launch {launch} of {program.name} ran twice")
             if rest:
                 left[launch] = rest
             else:
@@ -136,7 +142,9 @@ def coordinate(
     Raises
     ------
     PolicyError
-        The policy ran a block twice, or a request that has finished.
+        The policy ran a block twice, a launch before the one before it, or a request that has finished.
+    DeviceError
+        A command makes no sense on this device.
     """
     device.open(policy.lanes, trace_us)
     view = View(device.geometry, policy.lanes)
@@ -155,6 +163,7 @@ def coordinate(
                 device.offer(following)
         for command in policy.decide(event, view):
             if isinstance(command, Run):
+                check_run(command, len(policy.lanes))
                 view._submitted(command)
             device.submit(command)
     return done

@@ -2,11 +2,12 @@ from collections.abc import Callable, Iterable
 
 import pytest
 from scripted import EDGE, Script, ScriptedDevice
-from support import program
+from support import Profiles, program
 
 from miriam.coordinator import View, coordinate
 from miriam.device.base import Command, Event, EventKind, Lane, Run
-from miriam.errors import PolicyError
+from miriam.device.sim.device import SimDevice
+from miriam.errors import DeviceError, PolicyError
 from miriam.task import Criticality, Request, Task
 
 CRITICAL = Task("c", program("c", [(4, 32), (8, 32)]), Criticality.CRITICAL)
@@ -27,6 +28,11 @@ class Hand:
 
     def report(self) -> dict[str, float]:
         return {}
+
+
+class Unchecked(ScriptedDevice):
+    def _check(self, run: Run) -> None:
+        pass
 
 
 def whole(event: Event, view: View) -> Iterable[Command]:
@@ -81,14 +87,13 @@ def test_the_view_counts_blocks_that_are_left():
     view._arrived(request)
     assert view.waiting(critical=True) == [request]
     assert view.waiting(critical=False) == []
-    for blocks, left, launch in (((4, 8), 4, 0), ((0, 2), 2, 0), ((2, 4), 0, 0)):
-        run = Run(request, 0, 1, blocks=blocks)
+    assert (view.left(request, 0), view.left(request, 1), view.launch_of(request)) == (4, 8, 0)
+    parts = (Run(request, 0, 0, 1), *(Run(request, 0, 1, blocks=blocks) for blocks in ((4, 8), (0, 2), (2, 4))))
+    for run, left in zip(parts, (8, 4, 2, 0), strict=True):
         view._submitted(run)
-        assert not view._finished(run)
-        assert (view.left(request, 1), view.launch_of(request)) == (left, launch)
-    run = Run(request, 0, 0, 1)
-    view._submitted(run)
-    assert view._finished(run)
+        assert view._finished(run) is (left == 0)
+        if left:
+            assert (view.left(request, 1), view.launch_of(request)) == (left, 1)
     assert view.pending == []
 
 
@@ -107,10 +112,6 @@ def test_a_finished_run_lets_go_of_those_before_it():
 
 
 def test_blocks_that_run_twice_are_an_error():
-    class Unchecked(ScriptedDevice):
-        def _check(self, run: Run) -> None:
-            pass
-
     def twice(event: Event, view: View) -> Iterable[Command]:
         if event.kind is EventKind.ARRIVED:
             yield Run(event.request, 0, 0, blocks=(0, 3))
@@ -118,6 +119,34 @@ def test_blocks_that_run_twice_are_an_error():
 
     with pytest.raises(PolicyError, match="blocks of launch 0 of c ran twice"):
         coordinate(Unchecked(), Hand(twice), Script([(0.0, CRITICAL)]), 1e9)
+
+
+@pytest.mark.parametrize("runs", [((0, 0), (1, 0)), ((0, 0), (1, 1))])
+def test_a_request_that_runs_twice_on_two_lanes_is_an_error(runs: tuple[tuple[int, int], ...]):
+    def twice(event: Event, view: View) -> Iterable[Command]:
+        return [Run(event.request, *run) for run in runs] if event.kind is EventKind.ARRIVED else []
+
+    for device in (Unchecked(), SimDevice("sim:h200/8", Profiles(CRITICAL.program))):
+        with pytest.raises(PolicyError, match="launch"):
+            coordinate(device, Hand(twice), Script([(0.0, CRITICAL)]), 1e6)
+
+
+def test_a_launch_that_overtakes_the_one_before_it_is_an_error():
+    def overtaking(event: Event, view: View) -> Iterable[Command]:
+        return [Run(event.request, 0, 0, 1), Run(event.request, 1, 1)] if event.kind is EventKind.ARRIVED else []
+
+    short = Task("s", program("s", [(64, 32), (4, 32)]))
+    with pytest.raises(PolicyError, match=r"launch 1 of s ended before launch 0: .*Run\.after"):
+        coordinate(Unchecked(), Hand(overtaking), Script([(0.0, short)]), 1e9)
+
+
+@pytest.mark.parametrize("lane", [-1, 2])
+def test_a_lane_that_is_not_there_is_an_error(lane: int):
+    def astray(event: Event, view: View) -> Iterable[Command]:
+        return [Run(event.request, lane)]
+
+    with pytest.raises(DeviceError, match=f"lane {lane}, the device was opened with 2"):
+        coordinate(ScriptedDevice(), Hand(astray), Script([(0.0, NORMAL)]), 1e9)
 
 
 def test_a_request_that_has_finished_cannot_run_again():

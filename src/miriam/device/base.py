@@ -289,6 +289,8 @@ def check_run(run: Run, lanes: int) -> None:
     if not (0 <= steps.start < steps.stop <= len(program.launches)):
         raise DeviceError(f"launches {steps.start}..{steps.stop} of {program.name}, which has {len(program.launches)}")
     if run.blocks is not None:
+        if run.last not in (None, run.first + 1):
+            raise DeviceError(f"blocks of launch {run.first} and launches up to {run.last}: a shard is of one launch")
         begin, end = run.blocks
         total = program.launches[run.first].blocks
         if not 0 <= begin < end <= total:

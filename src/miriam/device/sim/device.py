@@ -314,7 +314,7 @@ class SimDevice:
                 self._last_blocks[request] = done
             else:
                 request.finish_us = now_us
-                del self._crowds[request]
+                self._crowds.pop(request, None)  # gone already if a policy ran the last launch twice
         self._use(run)
         place = self._flying.pop(run)
         del self._runs[place]
