@@ -1,4 +1,4 @@
-"""What was measured of a program on a device, and the store that keeps it."""
+"""What was measured of a launch or a program on a device, and where to ask for it."""
 
 from __future__ import annotations
 
@@ -73,7 +73,14 @@ class LaunchProfile:
 
 @dataclass(frozen=True, slots=True)
 class ProgramProfile:
-    """A whole program alone on a device: by number of SMs, latency in us (median, p99) as one CUDA graph."""
+    """A whole program alone on a device, as one CUDA graph.
+
+    Attributes
+    ----------
+    times_us
+        By number of SMs: latency (median, p99). The median is that of graphs enqueued back to back; p99
+        lies above it by what it does when each graph runs by itself.
+    """
 
     times_us: Mapping[int, tuple[float, float]] = field(default_factory=lambda: MappingProxyType({}))
 

@@ -28,7 +28,7 @@ class Entry:
     name
         Name of the task, unique within its workload.
     model
-        Name of its program in the zoo.
+        Name of its program: in the zoo, or where the benchmark is told to take programs from.
     criticality
         A level; higher goes first.
     arrivals

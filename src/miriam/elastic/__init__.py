@@ -1,1 +1,1 @@
-"""The elastic-kernel generator: what shapes a kernel may take, and how it is cut. Needs no GPU."""
+"""Arithmetic of elastic kernels: what shapes a kernel may take, and how its grid is cut. Needs no GPU."""
