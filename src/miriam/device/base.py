@@ -63,8 +63,9 @@ class Geometry:
     def residency(self, kernel: Kernel, threads: int | None = None) -> int:
         """Blocks of ``kernel`` that one SM holds at a time; 0 if not even one fits.
 
-        Registers are allocated to warps in units of 256, shared memory in units of 128 bytes
-        (CUDA occupancy calculator, compute capability 7.0 to 9.0).
+        Registers are allocated to warps in units of 256, from four register files an SM, so that the
+        number of warps they suffice for is a multiple of four; shared memory is allocated in units of
+        128 bytes (CUDA occupancy calculator, compute capability 7.0 to 9.0).
 
         Parameters
         ----------
@@ -72,12 +73,13 @@ class Geometry:
             Threads of a block, if not as many as the kernel has.
         """
         warps = -(-(threads or kernel.threads) // 32)
-        registers = warps * (-(-max(kernel.registers, 1) * 32 // 256) * 256)
+        registers = -(-max(kernel.registers, 1) * 32 // 256) * 256  # of a warp
         shared = -(-kernel.shared_bytes // 128) * 128
         if shared > self.shared_per_block_bytes:
             return 0
         shared += self.shared_reserved_bytes
-        fits = min(self.blocks_per_sm, self.threads_per_sm // (warps * 32), self.registers_per_sm // registers)
+        held = self.registers_per_sm // registers // 4 * 4  # warps
+        fits = min(self.blocks_per_sm, self.threads_per_sm // (warps * 32), held // warps)
         return min(fits, self.shared_per_sm_bytes // shared) if shared else fits
 
 

@@ -39,7 +39,8 @@ class Footprint:
 
         Where a block needs more than there is, it takes all: the kernel as compiled with a tile that
         just fits. Where fewer blocks than follow from the kernel's needs were ``measured`` on one SM
-        of :data:`~miriam.device.sim.spec.MEASURED`, registers stand in for what held them down.
+        of :data:`~miriam.device.sim.spec.MEASURED`, registers stand in for what held them down; zero:
+        it was not measured.
         """
         warps = -(-threads // 32)
         registers = min(warps * (-(-max(kernel.registers, 1) * 32 // 256) * 256), geometry.registers_per_sm)
@@ -47,8 +48,8 @@ class Footprint:
             min(-(-kernel.shared_bytes // 128) * 128, geometry.shared_per_block_bytes) + geometry.shared_reserved_bytes
         )
         own = Footprint(warps * 32, registers, min(shared, geometry.shared_per_sm_bytes))
-        at_home = MEASURED.geometry.residency(kernel)
-        if 0 < measured < at_home:
+        home = MEASURED.geometry
+        if measured and measured < Footprint.of(kernel, kernel.threads, 0, home).residency(home):
             held = geometry.registers_per_sm // measured * warps // -(-kernel.threads // 32)
             own = replace(own, registers=max(own.registers, held))
         return own
