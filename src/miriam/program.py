@@ -20,10 +20,10 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
+from miriam._files import replacing
 from miriam.errors import ProgramError
 
 __all__ = [
@@ -257,21 +257,13 @@ class Program:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write to ``path`` in one step: a reader sees the old file or the whole new one."""
-        path = Path(path)
-        part = path.with_name(path.name + f".{os.getpid()}.part")
-        try:
-            with zipfile.ZipFile(part, "w") as archive:
-                _write(archive, "manifest.json", _dump(_manifest(self)), zipfile.ZIP_DEFLATED)
-                code = [{"ptx": k.ptx, "ttir": k.ttir} for k in self.kernels]
-                _write(archive, "kernels.json", _dump(code), zipfile.ZIP_LZMA)
-                for i, buffer in enumerate(self.buffers):
-                    if buffer.data is not None:
-                        _write(archive, f"weights/{i}", buffer.data, zipfile.ZIP_STORED)
-            part.replace(path)
-        except OSError as error:
-            raise ProgramError(f"cannot write {path}: {error.strerror or error}") from error
-        finally:
-            part.unlink(missing_ok=True)
+        with replacing(path, ProgramError) as part, zipfile.ZipFile(part, "w") as archive:
+            _write(archive, "manifest.json", _dump(_manifest(self)), zipfile.ZIP_DEFLATED)
+            code = [{"ptx": k.ptx, "ttir": k.ttir} for k in self.kernels]
+            _write(archive, "kernels.json", _dump(code), zipfile.ZIP_LZMA)
+            for i, buffer in enumerate(self.buffers):
+                if buffer.data is not None:
+                    _write(archive, f"weights/{i}", buffer.data, zipfile.ZIP_STORED)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Program:

@@ -23,6 +23,7 @@ from typing import Any, TypeAlias
 
 import platformdirs
 
+from miriam._files import replacing
 from miriam.errors import ProfileError
 from miriam.profile import Counters, LaunchKey, LaunchProfile, ProfileSource, ProgramProfile
 from miriam.program import Program
@@ -132,7 +133,6 @@ class ProfileStore:
         --------
         ExportedProfiles : reads it.
         """
-        path = Path(path)
         launches = [[d, kernel, json.loads(grid), json.loads(p)] for d, kernel, grid, p in self._rows("launches")]
         programs = [[d, program, json.loads(p)] for d, program, p in self._rows("programs")]
         contents = {
@@ -141,14 +141,8 @@ class ProfileStore:
             "launches": sorted(launches),
             "programs": sorted(programs),
         }
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
-        try:
+        with replacing(path, ProfileError) as part:
             part.write_bytes(lzma.compress(_dump(contents).encode(), check=lzma.CHECK_SHA256))
-            part.replace(path)
-        except OSError as error:
-            raise ProfileError(f"cannot write {path}: {error.strerror or error}") from error
-        finally:
-            part.unlink(missing_ok=True)
 
     def load_export(self, path: str | os.PathLike[str]) -> None:
         """Take in everything that an exported file holds, in place of what is here under the same key."""

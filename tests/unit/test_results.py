@@ -102,6 +102,22 @@ def test_a_document_with_a_lost_field_is_refused(results: Results, tmp_path: Pat
         Results.load(tmp_path / "r.json")
 
 
+@pytest.mark.parametrize("field", ["made", "device", "workloads", "programs", "points"])
+@pytest.mark.parametrize("value", [[1], {"a": 1}, "no", 3, None])
+def test_a_document_with_a_field_of_another_kind_is_refused(
+    results: Results, tmp_path: Path, field: str, value: object
+) -> None:
+    (tmp_path / "r.json").write_text(json.dumps(results.to_json() | {field: value}))
+    with pytest.raises(WorkloadError, match="damaged"):
+        Results.load(tmp_path / "r.json")
+
+
+def test_a_document_nested_without_end_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "r.json").write_text("[" * 100_000)
+    with pytest.raises(WorkloadError, match="damaged"):
+        Results.load(tmp_path / "r.json")
+
+
 def test_missing_files_and_folders(results: Results, tmp_path: Path) -> None:
     with pytest.raises(WorkloadError, match="cannot read"):
         Results.load(tmp_path / "none.json")

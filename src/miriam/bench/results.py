@@ -13,6 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from miriam._files import replacing
 from miriam.bench.arrivals import arrivals_from_json
 from miriam.bench.metrics import PROBABILITIES, Latency, Slowdown, TaskMetrics, slowdown
 from miriam.bench.timeline import Timeline
@@ -196,15 +197,8 @@ class Results:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the document to ``path`` in one step: a reader sees the old file or the whole new one."""
-        path = Path(path)
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
-        try:
+        with replacing(path, WorkloadError) as part:
             part.write_text(json.dumps(self.to_json(), separators=(",", ":"), allow_nan=False) + "\n", "utf-8")
-            part.replace(path)
-        except OSError as error:
-            raise WorkloadError(f"cannot write {path}: {error.strerror or error}") from error
-        finally:
-            part.unlink(missing_ok=True)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Results:
@@ -220,7 +214,7 @@ class Results:
             raw = json.loads(Path(path).read_text("utf-8"))
         except OSError as error:
             raise WorkloadError(f"cannot read {path}: {error.strerror or error}") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise WorkloadError(f"{path} is no results document or is damaged ({error}): {again}") from error
         if not isinstance(raw, dict) or raw.get("format") != _FORMAT:
             raise WorkloadError(f"{path} is no results document of Miriam: {again}")
@@ -231,7 +225,7 @@ class Results:
             )
         try:
             return _from_json(raw)
-        except (KeyError, TypeError, ValueError, WorkloadError) as error:
+        except Exception as error:  # whatever a field of the wrong kind leads to
             raise WorkloadError(f"{path} is a damaged results document ({error!r}): {again}") from error
 
 
