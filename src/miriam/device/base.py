@@ -161,7 +161,7 @@ class EventKind(Enum):
     """The last worker of an elastic run left because of a limit of zero; the run goes on by itself
     when the limit rises."""
     TICK = auto()
-    """Time asked for by the policy has come."""
+    """A time that was asked for with :meth:`Device.wake` has come."""
 
 
 @dataclass(frozen=True, slots=True)
