@@ -16,7 +16,7 @@ from miriam.device.cuda import driver
 from miriam.device.cuda.driver import Event, Gpu, Graph, Module, Stream, function_facts, graph_nodes, unavailable
 from miriam.device.cuda.instance import Code, Instance
 from miriam.errors import DeviceError
-from miriam.program import Buffer, Kernel, Launch, Pointer, Program, Role, Scalar, Source, Tensor
+from miriam.program import Kernel, Launch, Pointer, Program, Scalar, Source, Tensor
 
 OUT_OF_MEMORY = CUresult.CUDA_ERROR_OUT_OF_MEMORY
 
@@ -366,7 +366,7 @@ def test_a_graph_of_a_program_is_captured_on_the_stream(cu: FakeDriver) -> None:
     assert cu.names()[-1] == "cuGraphLaunch"
 
 
-def test_buffers_without_contents_are_only_allocated(cu: FakeDriver) -> None:
-    toy = Program("bare", "sm_90a", (), (), (Buffer("w", 64, Role.WEIGHT),))
-    Instance(Gpu(), toy)
+def test_weights_that_were_left_out_are_only_allocated(cu: FakeDriver) -> None:
+    Instance(Gpu(), program().without_weights())
+    assert cu.names().count("cuMemAlloc") == 3
     assert "cuMemcpyHtoD" not in cu.names()
