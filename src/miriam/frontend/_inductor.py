@@ -1,4 +1,4 @@
-"""Everything of Triton and Inductor that is private, in one place.
+"""Everything of Triton and Inductor that is private, in one place: here and in ``_inductor_*`` beside it.
 
 Written for torch 2.11 with triton 3.6 and torch 2.13 with triton 3.7; :func:`check_versions` says so
 when another pair is installed. The rest of Miriam imports only the functions below.
@@ -269,6 +269,7 @@ def compile_module(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], pr
 
 
 def caused_by(error: BaseException | None, kind: type[BaseException]) -> bool:
+    """Whether an error, or one that it wraps, is of this kind."""
     while error is not None:
         if isinstance(error, kind):
             return True
