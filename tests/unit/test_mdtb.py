@@ -13,6 +13,8 @@ from rich.console import Console
 
 from miriam.bench import MDTB, Poisson, Results, Uniform, print_table, run_mdtb
 from miriam.bench.arrivals import Closed
+from miriam.bench.report import render
+from miriam.bench.report.svg import time_text
 from miriam.bench.results import Made, Point
 from miriam.bench.workload import Workload, select
 from miriam.errors import DeviceError, MiriamError, PolicyError, ProgramError, WorkloadError
@@ -255,3 +257,44 @@ def test_the_table_names_every_point(results: Results) -> None:
         assert word in text
     assert text.count("miriam") == 3
     assert "…" not in text
+
+
+def test_a_policy_that_falls_behind_is_seen_in_table_and_report() -> None:
+    overloaded = replace(
+        RANDOM, entries=(replace(RANDOM.entries[0], arrivals=Poisson(200_000)), *RANDOM.entries[1:])
+    )  # fmt: skip
+    found = run(overloaded, policies="sequential")
+    task = found.points[-1].critical
+    assert task is not None
+    assert task.behind
+    for results, marked in ((found, True), (run(PERIODIC, policies="miriam"), False)):
+        console = Console(record=True, width=100, file=StringIO())
+        print_table(results, console)
+        assert ("did not finish in the run" in console.export_text()) is marked
+        assert ("did not finish in the run" in render(results)) is marked
+
+
+def test_table_and_report_look_at_the_same_task_the_most_critical() -> None:
+    first, other = CLOSED.entries
+    workload = replace(
+        CLOSED, entries=(first, replace(first, name="urgent", model="long", criticality=2), other)
+    )  # fmt: skip
+    assert workload.critical is workload.entries[1]
+    found = run(workload)
+    alone = found.alone(workload.name, "urgent")
+    assert alone is not None
+    assert alone.critical is not None
+    assert alone.critical.response is not None
+    console = Console(record=True, width=100, file=StringIO())
+    print_table(found, console)
+    row = next(line for line in console.export_text().splitlines() if line.startswith("X"))
+    assert time_text(alone.critical.response.p50_us) in row
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    told: list[str] = []
+    for out in (tmp_path / "file", tmp_path / "file" / "report"):
+        with pytest.raises(WorkloadError, match="cannot write the report into"):
+            run_mdtb("A", out=out, jobs=1, progress=lambda done, total, label: told.append(label))
+    assert told == []

@@ -125,3 +125,12 @@ def test_no_requests_at_all() -> None:
     assert (found.arrived, found.unfinished, found.missed, found.throughput_per_s) == (0, 0, 0, 0.0)
     assert found.response is None
     assert found.service is None
+
+
+@pytest.mark.parametrize(("late", "in_all", "behind"), [(0, 9, False), (1, 3, False), (2, 100, True), (2, 200, False)])
+def test_a_task_is_behind_if_more_than_one_in_a_hundred_and_more_than_one_did_not_finish(
+    late: int, in_all: int, behind: bool
+) -> None:
+    task = Task("t", PROGRAM)
+    times = [(float(i), float(i), None if i < late else i + 1.0) for i in range(in_all)]
+    assert measure(task, requests(task, *times), 0.0, 1e6).behind is behind

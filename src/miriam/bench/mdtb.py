@@ -130,6 +130,8 @@ def run(
     if critical_load is not None:
         check_load(critical_load)
     _check_device(device)
+    if out is not None:
+        _make(Path(out))
     todo = [
         _Job(workload, policy, alone, device, duration_s, seed, critical_load, programs, profiles)
         for workload in chosen
@@ -160,6 +162,16 @@ def run(
 
         write(results, Path(out))
     return results
+
+
+def _make(folder: Path) -> None:
+    """Make the folder of the report, so that one that cannot be written is found before the work."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WorkloadError(f"cannot write the report into {folder}: {error.strerror or error}") from error
+    if not os.access(folder, os.W_OK):
+        raise WorkloadError(f"cannot write the report into {folder}: it may not be written")
 
 
 def _run_all(todo: list[_Job], jobs: int, progress: Callable[[int, int, str], None]) -> list[_Outcome]:

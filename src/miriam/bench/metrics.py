@@ -14,8 +14,8 @@ quantile
     fewer than 1 / (1 - q) requests it is the largest one.
 counted request
     Arrived inside the window and finished before the run's end. What arrived and did not finish is
-    given as ``unfinished``: many of them mean that the device cannot keep up, and that quantiles
-    look better than they are.
+    given as ``unfinished``: more than 1 % of them mean that the device cannot keep up, and that the
+    quantiles look better than they are; table and report mark such a p99 with ``>``.
 slowdown
     A quantile of the response time over the same quantile of the same task alone, on the same device,
     with the same arrivals, in the same run of the benchmark.
@@ -41,6 +41,9 @@ PROBABILITIES: tuple[float, ...] = tuple(
     float(round(q, 7)) for q in np.concatenate((np.arange(99) / 100, 1 - np.logspace(-2, -5, 100), [1.0]))
 )
 """Where :attr:`Latency.curve_us` gives the quantile function: every percent, then denser towards 1."""
+
+
+_TOLERATED = 0.01  # share of requests that p99 leaves out; one is always under way in a closed loop
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +116,11 @@ class TaskMetrics:
     def critical(self) -> bool:
         """Whether the task is above the normal level."""
         return self.criticality > 0
+
+    @property
+    def behind(self) -> bool:
+        """Whether so many requests did not finish that the p99 of all is longer than that of the counted ones."""
+        return self.unfinished > max(1, _TOLERATED * self.arrived)
 
 
 def latency(values_us: Sequence[float] | NDArray[np.float64]) -> Latency | None:

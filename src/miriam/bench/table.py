@@ -39,14 +39,14 @@ def print_table(results: Results, console: Console | None = None) -> None:
     table.add_column("policy", no_wrap=True)
     for name in ("p50", "p99", "p99 vs\nalone", "normal\n/s", "all\n/s", "all vs\nseq.", "missed", "occ."):
         table.add_column(name, justify="right", no_wrap=True)
-    few = False
+    few = behind = False
     for workload in results.workloads:
-        critical = next((e for e in workload.entries if e.critical), None)
-        alone = results.alone(workload.name, critical.name) if critical else None
+        alone = results.alone(workload.name, workload.critical.name) if workload.critical else None
         points = [p for name in results.policies if (p := results.point(workload.name, name)) is not None]
         for i, point in enumerate([*([alone] if alone else []), *points]):
             cells = _cells(point)
             few |= cells[1].endswith("*")
+            behind |= cells[1].startswith(">")
             style = "dim" if point.alone else "bold" if point.policy == "miriam" else None
             table.add_row(
                 workload.name if i == 0 else "", "alone" if point.alone else point.policy, *cells, style=style
@@ -56,6 +56,8 @@ def print_table(results: Results, console: Console | None = None) -> None:
     console.print("p50, p99: response time of the critical task. all vs seq.: against the policy sequential.")
     if few:
         console.print("* fewer than 100 requests: the longest of them.", markup=False)
+    if behind:
+        console.print("> more than 1 % of the requests did not finish in the run: p99 is longer.", markup=False)
     for note in results.notes:
         console.print(f"Note: {note}", highlight=False, markup=False)
 
@@ -71,10 +73,11 @@ def _cells(point: Point) -> list[str]:
     response = task.response if task else None
     slower = task.slowdown if task else None
     ratio = point.overall_vs_sequential
+    bound = "> " if task and task.behind else ""
     return [
         time_text(response.p50_us) if response else "–",
-        time_text(response.p99_us) + ("*" if response.count < _FEW else "") if response else "–",
-        f"{slower.p99:.2f}×" if slower else "–",
+        bound + time_text(response.p99_us) + ("*" if response.count < _FEW else "") if response else "–",
+        f"{bound}{slower.p99:.2f}×" if slower else "–",
         rate_text(point.normal_per_s) if point.alone is None else "–",
         rate_text(point.overall_per_s),
         f"{ratio:.2f}×" if ratio is not None else "–",

@@ -88,6 +88,11 @@ class Workload:
             raise WorkloadError(f"workload {self.name!r} needs tasks with different names, it has: {', '.join(names)}")
 
     @property
+    def critical(self) -> Entry | None:
+        """The most critical entry, of equal ones the first; None if all are normal."""
+        return max((e for e in self.entries if e.critical), key=lambda e: e.criticality, default=None)
+
+    @property
     def rated(self) -> Entry | None:
         """The most critical entry that has a rate: the one that :meth:`scaled` looks at."""
         rated = [e for e in self.entries if e.critical and not isinstance(e.arrivals, Closed)]

@@ -67,6 +67,7 @@ def render(results: Results) -> str:
         lead=_lead(results),
         sections=sections,
         few=any(row.few for s in sections for row in s["rows"]),
+        behind=any(row.behind for s in sections for row in s["rows"]),
         # "</" would end the script element; in JSON "<\/" means the same
         data=json.dumps({s["key"]: s["data"] for s in sections}, separators=(",", ":")).replace("</", "<\\/"),
     )
@@ -92,6 +93,7 @@ class _TableRow:
     p99_us: float | None
     slowdown: float | None
     few: bool
+    behind: bool
     normal_per_s: float | None
     of_alone: float | None
     overall_per_s: float
@@ -110,6 +112,7 @@ def _row(point: Point, style: str, reference: float | None) -> _TableRow:
         p99_us=response.p99_us if response else None,
         slowdown=reference,
         few=response is not None and response.count < _FEW,
+        behind=response is not None and task is not None and task.behind,
         normal_per_s=point.normal_per_s if point.alone is None else None,
         of_alone=point.normal_vs_alone,
         overall_per_s=point.overall_per_s,
@@ -172,8 +175,7 @@ def _lead(results: Results) -> str:
 
 def _section(results: Results, workload: Workload) -> dict[str, Any]:
     """Everything that the page says of one workload."""
-    critical = next((e for e in workload.entries if e.critical), None)
-    alone = results.alone(workload.name, critical.name) if critical else None
+    alone = results.alone(workload.name, workload.critical.name) if workload.critical else None
     shared = [p for name in results.policies if (p := results.point(workload.name, name)) is not None]
     styles = {p.policy: _style(p.policy, results.policies) for p in shared}
     rows = [_row(alone, "alone", None)] if alone else []
