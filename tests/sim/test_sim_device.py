@@ -18,7 +18,7 @@ from miriam.profile import Counters, LaunchProfile
 from miriam.program import Buffer, Kernel, Launch, Program, Role, Source
 from miriam.task import Request, Task
 
-LAUNCH_US, GRAPH_US, NOTICE_US, GAP_US = 4.2, 4.0, 4.0, 1.06
+LAUNCH_US, GRAPH_US, NOTICE_US, GAP_US = 4.2, 4.0, 4.0, 0.52
 BUSY = Counters(2e6, 1e6, 4e6, 6e6, 0.3, 0.5)
 
 

@@ -8,6 +8,7 @@ fingerprint cannot be sure (hooks, attributes that cannot be serialized), nothin
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import os
 import pickle
 import sys
@@ -34,7 +35,7 @@ def fingerprint(module: torch.nn.Module, inputs: Sequence[torch.Tensor], *contex
     """Hash of a model, its inputs' shapes, and the code that is loaded in this process.
 
     Covers the weights' contents, every attribute of every submodule, the source files of all loaded
-    modules (their size and time; those of torch by its version), and ``context``. It cannot see code
+    modules (their size and time; those of torch and triton by their versions), and ``context``. It cannot see code
     that a model imports only while it runs.
 
     Returns
@@ -49,7 +50,7 @@ def fingerprint(module: torch.nn.Module, inputs: Sequence[torch.Tensor], *contex
         hasher.update(repr(parts).encode())
 
     device = inputs[0].device if inputs else torch.device("cpu")
-    add(context, sys.version, torch.__version__, torch.version.cuda, torch.get_default_dtype())
+    add(context, sys.version, torch.__version__, _version("triton"), torch.version.cuda, torch.get_default_dtype())
     add(torch.cuda.get_device_properties(device) if device.type == "cuda" else device)
     for x in inputs:
         add(x.shape, x.stride(), x.dtype, x.requires_grad)
@@ -69,6 +70,13 @@ def fingerprint(module: torch.nn.Module, inputs: Sequence[torch.Tensor], *contex
         found = path.stat()
         add(str(path), found.st_size, found.st_mtime_ns)
     return hasher.hexdigest()[:32]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _sources() -> Iterator[Path]:

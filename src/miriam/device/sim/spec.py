@@ -89,7 +89,7 @@ H200 = Spec(
     dram_bytes_per_us=4.8e6,
     l2_bytes_per_us=9.5e6,
     l2_bytes=50 * _KIB * _KIB,
-    launch_gap_us=1.06,
+    launch_gap_us=0.52,
     first_use_us=0.3,
     skip_us=2.1,
     host_launch_us=4.2,
@@ -102,11 +102,11 @@ Hopper architecture white paper. Limits of an SM: CUDA C++ Programming Guide, co
 L2: 50 MB by the white paper, the API of an H200 reports 60 MB. L2 bandwidth is not published; 9.5 TB/s
 is what, with the exponent 4 in :mod:`miriam.device.sim.costs`, best foretells the duration of a wave on
 132 SMs from that on 16 and the hardware counters, for 80 launches of the zoo (14 % off, root of the mean
-square weighted by time). Launch gap (graph), passing complete launches (72 to 91 us for 39), host costs
-of a launch and of a graph, and the elastic overhead (896 against 831 us for a ResNet-18 of batch 32)
-were measured on one H200 with CUDA 13.0, and so was what reading 512 MB between two requests costs:
-ResNet-34 4 to 12 %, ResNet-50 1 to 7 %, MobileNetV3 12 to 18 %; the time of a first use is chosen for
-that. The time to notice is assumed (a polled event)."""
+square weighted by time). Launch gap (empty kernels in a graph, from the zoo's profiles), passing
+complete launches (72 to 91 us for 39), host costs of a launch and of a graph, and the elastic overhead
+(896 against 831 us for a ResNet-18 of batch 32) were measured on one H200 with CUDA 13.0, and so was
+what reading 512 MB between two requests costs: ResNet-34 4 to 12 %, ResNet-50 1 to 7 %, MobileNetV3 12
+to 18 %; the time of a first use is chosen for that. The time to notice is assumed (a polled event)."""
 
 XAVIER = Spec(
     name="xavier",
