@@ -221,7 +221,8 @@ def _named(job: _Job) -> Iterator[None]:
         yield
     except BrokenProcessPool as error:
         raise MiriamError(
-            f"{job.label}: a worker process died, perhaps for lack of memory: try again with fewer jobs"
+            f"{job.label}: a worker process died: try again with fewer jobs if memory is short, and put what a script "
+            "does under 'if __name__ == \"__main__\":'"
         ) from error
     except MiriamError as error:
         raise type(error)(f"{job.label}: {error}") from error
