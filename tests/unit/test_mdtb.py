@@ -221,6 +221,13 @@ def test_what_cannot_be_run_is_refused_with_a_way_out() -> None:
         run_mdtb("A", device="sim:toaster")
 
 
+@pytest.mark.parametrize("bad", [{"deadline_us": -1.0}, {"deadline_us": 0.0}, {"deadline_us": float("nan")},
+                                 {"criticality": 1.5}])  # fmt: skip
+def test_a_task_that_makes_no_sense_is_refused(bad: dict[str, float]) -> None:
+    with pytest.raises(WorkloadError, match="'quick' has"):
+        replace(CLOSED.entries[0], **bad)  # type: ignore[arg-type]
+
+
 def test_mdtb_as_we_know_it() -> None:
     closed = Closed()
     expected = {

@@ -44,6 +44,16 @@ class Entry:
     arrivals: Arrivals
     deadline_us: float | None = None
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.criticality, int):
+            raise WorkloadError(
+                f"task {self.name!r} has the criticality {self.criticality!r}: a whole number is needed"
+            )
+        if self.deadline_us is not None and not self.deadline_us > 0:
+            raise WorkloadError(
+                f"task {self.name!r} has a deadline of {self.deadline_us} us: a time above zero is needed"
+            )
+
     @property
     def critical(self) -> bool:
         """Whether it is above the normal level."""
