@@ -10,9 +10,9 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -21,11 +21,9 @@ from miriam.errors import DeviceError, MiriamError, PolicyError, WorkloadError
 
 if TYPE_CHECKING:
     from miriam.program import Program
+    from miriam.progress import Progress
 
 __all__ = ["app", "main"]
-
-Progress: TypeAlias = Callable[[str, int, int], None]
-"""Told what is being done, how much of it is done, and how much there is."""
 
 
 class _BadInputError(MiriamError):

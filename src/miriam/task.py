@@ -73,9 +73,3 @@ class Request:
         if self.finish_us is None:
             raise ValueError(f"request {self.number} of {self.task.name} has not finished")
         return self.finish_us - self.arrival_us
-
-    @property
-    def missed(self) -> bool:
-        """Whether it has a deadline and finished after it."""
-        deadline_us = self.task.deadline_us
-        return deadline_us is not None and self.finish_us is not None and self.latency_us > deadline_us

@@ -53,7 +53,7 @@ def test_a_program_alone_takes_the_sum_of_its_launches(
 
 def test_launch_times_are_known_before_the_device_is_opened() -> None:
     toy = program("toy", [(264, 128), (10, 64)])
-    assert SimDevice("sim:h200", constant(toy)).launch_us(toy) == pytest.approx((2 * 10 + 1.06, 10 + 1.06))
+    assert SimDevice("sim:h200", constant(toy)).launch_us(toy) == pytest.approx((2 * 10 + GAP_US, 10 + GAP_US))
 
 
 # Company

@@ -150,6 +150,14 @@ def test_copies_and_fills_are_launches_of_one_block() -> None:
     assert program.runnable
 
 
+def test_copies_of_different_sizes_are_measured_apart() -> None:
+    copies = [
+        GraphNode("copy", name="memcpy", parameters=(raw(ARENA.address), raw(X.address), raw(size))) for size in (4, 64)
+    ]
+    program = build(copies)
+    assert len({k.digest for k in program.kernels}) == 2
+
+
 def test_the_value_of_a_fill_is_not_an_address() -> None:
     fill = GraphNode("fill", name="memset", parameters=(raw(ARENA.address), raw(X.address), raw(4), raw(16)))
     assert build([fill]).launches[0].args[1] == Scalar(raw(X.address))

@@ -268,6 +268,15 @@ def mixed() -> Program:
     )  # fmt: skip
 
 
+def test_an_instance_that_cannot_be_completed_gives_back_what_it_has(cu: FakeDriver) -> None:
+    gpu = Gpu()
+    cu.fail["cuKernelGetFunction"] = CUresult.CUDA_ERROR_INVALID_VALUE
+    with pytest.raises(DeviceError, match="cuKernelGetFunction failed"):
+        Instance(gpu, mixed())
+    assert cu.names().count("cuMemFree") == cu.names().count("cuMemAlloc") > 0
+    assert cu.names().count("cuLibraryUnload") == cu.names().count("cuLibraryLoadData") > 0
+
+
 def test_an_instance_allocates_writes_loads_launches_and_gives_back(cu: FakeDriver) -> None:
     gpu = Gpu()
     toy = mixed()

@@ -20,7 +20,7 @@ from miriam.bench.report.latency import Row, latency_chart
 from miriam.bench.report.plane import Mark, plane_chart
 from miriam.bench.report.strip import kernel_label, strip
 from miriam.bench.report.svg import log_ticks, rate_text, ticks, time_label, time_text
-from miriam.bench.results import Step
+from miriam.bench.results import Point, Step
 from miriam.bench.timeline import Bar, Timeline
 from miriam.errors import WorkloadError
 
@@ -154,6 +154,22 @@ def test_nothing_finished_gives_a_page_all_the_same() -> None:
     page = Page(render(replace(results, points=points)))
     assert page.open == []
     assert "No critical request finished" in page.text
+
+
+def test_a_policy_that_finishes_no_critical_request_has_no_mean_at_a_glance() -> None:
+    results = toy_results()
+
+    def starved(point: Point) -> Point:
+        if point.policy != "miriam" or point.workload != "Y":
+            return point
+        quick, *others = point.tasks
+        quick = replace(quick, response=None, service=None, slowdown=None, unfinished=quick.arrived)
+        return replace(point, tasks=(quick, *others))
+
+    html = render(replace(results, points=tuple(map(starved, results.points))))
+    assert "none finished <small>Y</small>" in html
+    assert "Under miriam the critical task" not in html
+    assert "none finished" not in render(results)
 
 
 def test_one_workload_one_policy_and_an_unknown_one() -> None:

@@ -14,10 +14,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 from unittest.mock import patch
 
 from miriam.errors import CompileError
+from miriam.progress import Progress
 
 os.environ.setdefault(
     "TRITON_DISABLE_LINE_INFO", "1"
@@ -43,13 +44,10 @@ from torch._inductor.virtualized import V
 
 from miriam.frontend._inductor_depthwise import depthwise_as_pointwise
 
-__all__ = ["LoadedKernel", "Progress", "check_versions", "compile_module", "loaded_kernels", "versions"]
+__all__ = ["LoadedKernel", "check_versions", "compile_module", "loaded_kernels", "versions"]
 
 PAIRS = (("2.11", "3.6"), ("2.12", "3.7"), ("2.13", "3.7"))
 """Versions of torch and triton that belong together and that this module was written for."""
-
-Progress: TypeAlias = Callable[[str, int, int], None]
-"""Called with what is being done, how many steps are done, and how many there are."""
 
 # (BLOCK_M, BLOCK_N, BLOCK_K, stages, warps). M counts output pixels, N output channels.
 _TILES = (

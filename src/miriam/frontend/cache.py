@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import os
 import pickle
 import sys
 import sysconfig
@@ -17,10 +16,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import platformdirs
-
 from miriam.errors import ProgramError
 from miriam.program import Program
+from miriam.store import default_path
 
 if TYPE_CHECKING:
     import torch
@@ -92,8 +90,7 @@ def _sources() -> Iterator[Path]:
 
 
 def _path(key: str) -> Path:
-    folder = os.environ.get("MIRIAM_CACHE") or platformdirs.user_cache_dir("miriam", appauthor=False)
-    return Path(folder).expanduser() / "programs" / f"{key}.miriam"
+    return default_path().parent / "programs" / f"{key}.miriam"
 
 
 def kept(key: str) -> Program | None:

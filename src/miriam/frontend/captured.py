@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -118,7 +119,9 @@ def _step(node: GraphNode, code: Callable[[GraphNode], Code], memory: Memory) ->
             why = f"a {node.kind} that is not flat in device memory"
             return Kernel(node.name, Source.LIBRARY, (1, 1, 1), 0, opaque=why), ()
         why = f"a {node.kind} of memory has no code"
-        kernel = Kernel(node.name, _MEMORY_NODES[node.kind], (1, 1, 1), 0, opaque=why)
+        sizes = [int.from_bytes(raw, "little") for raw in node.parameters[2:]]
+        label = f"{node.name} {math.prod(sizes)} bytes"  # its duration, and so its profile, goes with its size
+        kernel = Kernel(label, _MEMORY_NODES[node.kind], (1, 1, 1), 0, opaque=why)
         pointers = 2 if node.kind == "copy" else 1
         args = tuple(_argument(raw, i < pointers, node.name, memory) for i, raw in enumerate(node.parameters))
         return kernel, args

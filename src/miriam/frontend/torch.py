@@ -14,18 +14,15 @@ from miriam.errors import CompileError
 from miriam.frontend import cache
 from miriam.frontend.captured import Code, Memory, Region, to_program
 from miriam.program import Program, Role
+from miriam.progress import Progress, silent
 
 if TYPE_CHECKING:
     import torch
 
     from miriam.device.cuda.driver import GraphNode
-    from miriam.frontend._inductor import LoadedKernel, Progress
+    from miriam.frontend._inductor import LoadedKernel
 
 __all__ = ["Captured", "capture", "compile_factory"]
-
-
-def _silent(what: str, done: int, total: int) -> None:
-    """Report nothing."""
 
 
 class Captured:
@@ -54,7 +51,7 @@ class Captured:
 
 def capture(
     module: torch.nn.Module, inputs: Sequence[torch.Tensor], *, name: str, weights: bool = True,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> Captured:  # fmt: skip
     """Compile ``module`` for these inputs and capture one inference.
 
@@ -102,7 +99,7 @@ def capture(
 
 def compile_factory(
     spec: str, shapes: Sequence[Sequence[int]], dtype: str = "float16", *, name: str | None = None,
-    weights: bool = True, fresh: bool = False, progress: Progress = _silent,
+    weights: bool = True, fresh: bool = False, progress: Progress = silent,
 ) -> Program:  # fmt: skip
     """Compile what a factory makes: ``package.module:factory``, or ``file.py:factory``.
 

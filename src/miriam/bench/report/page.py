@@ -133,14 +133,17 @@ def _glance(results: Results) -> list[dict[str, Any]]:
     for policy in results.policies:
         points = [p for w in results.workloads if (p := results.point(w.name, policy)) is not None]
         slow = {p.workload: s for p in points if (s := _slowdown(p)) is not None}
+        starved = [p.workload for p in points if p.critical and p.critical.arrived and p.critical.response is None]
         ratios = [p.overall_vs_sequential for p in points if p.overall_vs_sequential]
         found.append(
             {
                 "policy": policy,
                 "style": _style(policy, results.policies),
-                "slowdown": _geometric_mean(list(slow.values())),
-                "worst": max(slow.values(), default=None),
-                "worst_in": max(slow, key=lambda w: slow[w], default=""),
+                "slowdown": None if starved else _geometric_mean(list(slow.values())),
+                "worst": None if starved else max(slow.values(), default=None),
+                "worst_in": starved[0] if starved else max(slow, key=lambda w: slow[w], default=""),
+                "starved": bool(starved),
+                "behind": any(p.critical.behind for p in points if p.critical),
                 "ratio": _geometric_mean(ratios),
                 "occupancy": sum(p.occupancy for p in points) / len(points) if points else 0.0,
             }
@@ -164,7 +167,8 @@ def _lead(results: Results) -> str:
     if row is None or row["slowdown"] is None:
         return ""
     several = len(results.workloads) > 1
-    text = f"Under miriam the critical task's p99 is {row['slowdown']:.2f} times what it is alone"
+    least = "at least " if row["behind"] else ""
+    text = f"Under miriam the critical task's p99 is {least}{row['slowdown']:.2f} times what it is alone"
     text += f" (geometric mean; worst {row['worst']:.2f} times, in {row['worst_in']})" if several else ""
     if row["ratio"] is None:
         return text + "."

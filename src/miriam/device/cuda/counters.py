@@ -14,19 +14,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeAlias
 
 from miriam.device.cuda.driver import Gpu, Stream, profiled
 from miriam.device.cuda.instance import Instance
 from miriam.errors import ProfileError
 from miriam.profile import Counters
 from miriam.program import Program
+from miriam.progress import Progress
 
 __all__ = ["parse", "read"]
-
-Progress: TypeAlias = Callable[[str, int, int], None]
 
 _WARM = ("dram__bytes_read.sum", "dram__bytes_write.sum", "lts__t_bytes.sum")
 _COLD = (

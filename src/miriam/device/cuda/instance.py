@@ -63,13 +63,19 @@ class Instance:
         self._gpu = gpu
         self._code = code or Code(program)
         self._owned = code is None
-        self._memory = [gpu.allocate(buffer.size_bytes) for buffer in program.buffers]
-        for address, buffer in zip(self._memory, program.buffers, strict=True):
-            if buffer.data is not None:
-                gpu.write(address, buffer.data)
-        self._functions = {
-            i: self._code.function(kernel) for i, kernel in enumerate(program.kernels) if kernel.ptx is not None
-        }
+        self._memory: list[int] = []
+        try:
+            for buffer in program.buffers:
+                self._memory.append(gpu.allocate(buffer.size_bytes))
+            for address, buffer in zip(self._memory, program.buffers, strict=True):
+                if buffer.data is not None:
+                    gpu.write(address, buffer.data)
+            self._functions = {
+                i: self._code.function(kernel) for i, kernel in enumerate(program.kernels) if kernel.ptx is not None
+            }
+        except BaseException:
+            self.close()
+            raise
 
     def address(self, at: Pointer) -> int:
         """Device address of a place in a buffer."""

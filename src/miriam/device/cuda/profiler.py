@@ -13,7 +13,7 @@ import os
 import platform
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from miriam.device.cuda import counters as hardware
 from miriam.device.cuda.driver import Event, Gpu, Module, Stream
@@ -21,6 +21,7 @@ from miriam.device.cuda.instance import Code, Instance
 from miriam.errors import DeviceError, ProfileError
 from miriam.profile import Counters, LaunchProfile, ProgramProfile, launch_key
 from miriam.program import Program
+from miriam.progress import Progress, silent
 
 if TYPE_CHECKING:
     from miriam.store import ProfileStore
@@ -30,21 +31,15 @@ __all__ = ["SM_COUNTS", "profile_program", "profile_programs"]
 SM_COUNTS = (8, 16, 32, 64)
 """Partitions that are measured besides the whole GPU, where the GPU is larger."""
 
-Progress: TypeAlias = Callable[[str, int, int], None]
-
 _REPLAYS = 40
 _WARM_UP = 5
 _PIPELINED = 10
 _EMPTY = b".version 7.0\n.target sm_52\n.address_size 64\n.visible .entry empty() { ret; }\n\0"
 
 
-def _silent(what: str, done: int, total: int) -> None:
-    """Report nothing."""
-
-
 def profile_program(
     program: Program, store: ProfileStore, device: str = "cuda:0", *, counters: bool = True,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> None:  # fmt: skip
     """Measure one program; see :func:`profile_programs`."""
     profile_programs([program], store, device, counters=counters, progress=progress)
@@ -52,7 +47,7 @@ def profile_program(
 
 def profile_programs(
     programs: list[Program], store: ProfileStore, device: str = "cuda:0", *, counters: bool = True,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> None:  # fmt: skip
     """Measure programs alone on ``device`` and keep the results.
 
