@@ -181,8 +181,11 @@ def profile(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A program file.")],
     device: Annotated[str, typer.Option(help="The GPU to measure on.")] = "cuda:0",
     counters: Annotated[
-        bool, typer.Option(help="Read hardware counters with Nsight Compute; otherwise they are estimated.")
-    ] = True,
+        bool | None,
+        typer.Option(
+            help="Read hardware counters with Nsight Compute; where it can if left out. Others are estimated."
+        ),
+    ] = None,
     export: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write everything in the store to a .json.xz file.")
     ] = None,

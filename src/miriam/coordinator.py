@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
+from weakref import WeakSet
 
 from miriam.device.base import Command, Device, Event, EventKind, Geometry, Lane, Run, check_run
 from miriam.errors import PolicyError
@@ -31,6 +32,7 @@ class View:
         self.pending: list[Request] = []
         self._flying: list[list[Run]] = [[] for _ in lanes]
         self._left: dict[Request, dict[int, int]] = {}
+        self._submitted_runs: WeakSet[Run] = WeakSet()
 
     def flying(self, lane: int) -> Sequence[Run]:
         """Runs of a lane that were submitted and have not finished, in their order."""
@@ -60,6 +62,11 @@ class View:
     def _submitted(self, run: Run) -> None:
         if run.request not in self._left:
             raise PolicyError(f"request {run.request.number} of {run.request.task.name} has finished or never arrived")
+        if any(earlier not in self._submitted_runs for earlier in run.after):
+            raise PolicyError(
+                f"a run of {run.request.task.name} waits for one that was not submitted: submit that first"
+            )
+        self._submitted_runs.add(run)
         self._flying[run.lane].append(run)
 
     def _finished(self, run: Run) -> bool:

@@ -155,3 +155,13 @@ def test_a_request_that_has_finished_cannot_run_again():
 
     with pytest.raises(PolicyError, match="request 0 of n has finished or never arrived"):
         coordinate(ScriptedDevice(), Hand(again), Script([(0.0, NORMAL)]), 1e9)
+
+
+def test_a_run_may_only_wait_for_runs_that_were_submitted():
+    def waiting_for_nothing(event: Event, view: View) -> Iterable[Command]:
+        if event.kind is EventKind.ARRIVED:
+            never = Run(event.request, 0, 0, 1)
+            yield Run(event.request, 1, after=(never,))
+
+    with pytest.raises(PolicyError, match="a run of n waits for one that was not submitted"):
+        coordinate(ScriptedDevice(), Hand(waiting_for_nothing), Script([(0.0, NORMAL)]), 1e9)

@@ -113,7 +113,7 @@ def test_another_number_of_launches_is_an_error(tool) -> None:
 
 def test_the_words_of_a_failing_tool_are_passed_on(tool) -> None:
     tool["returncode"] = 9
-    with pytest.raises(ProfileError, match=r"ERR_NVGPUCTRPERM.*allow it to read counters, or profile with --no-count"):
+    with pytest.raises(ProfileError, match=r"ERR_NVGPUCTRPERM.*allow it to read counters, or do without"):
         read(program(), 0, lambda *what: None)
 
 

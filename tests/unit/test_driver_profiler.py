@@ -56,6 +56,21 @@ def test_counters_stay_when_only_times_are_taken_anew(cu: FakeDriver, tmp_path: 
     assert found.times_us[132] == 25.0
 
 
+def test_counters_that_cannot_be_read_are_estimated_unless_they_must_be(
+    cu: FakeDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda *_: None)
+    toy = program(launches=[(64, 128)])
+    with ProfileStore(tmp_path / "p.db") as store:
+        with pytest.raises(ProfileError, match="ncu"):
+            profile_program(toy, store, counters=True)
+        with pytest.warns(UserWarning, match="counters of toy are estimated: Nsight Compute"):
+            profile_program(toy, store)
+        found = store.launch("h200", launch_key(toy.kernels[0], toy.launches[0]))
+    assert found is not None
+    assert not found.measured
+
+
 @given(st.lists(st.floats(0, 1e4), min_size=1, max_size=30), st.floats(0, 1e5))
 def test_launches_add_up_to_the_program_and_none_is_shorter_than_the_least(
     marked_us: list[float], whole_us: float

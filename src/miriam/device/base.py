@@ -91,7 +91,7 @@ class Lane:
     priority: int = 0
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Run:
     """Run launches of a request on a lane. Compared by identity.
 
@@ -115,8 +115,8 @@ class Run:
     limits
         Worker limits of other lanes, by index, that hold from this run's start to its end.
     after
-        Runs, of whatever lane, that must be finished before this one starts. The device orders
-        this by itself, with no turn of the host.
+        Runs, of whatever lane, that must be finished before this one starts; each was submitted
+        before it. The device orders this by itself, with no turn of the host.
     """
 
     request: Request

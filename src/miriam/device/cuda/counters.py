@@ -34,7 +34,7 @@ _COLD = (
 )
 _SECTOR_BYTES = 32
 _LIMIT_S = 300
-_WITHOUT = "or profile with --no-counters, which estimates them"
+_WITHOUT = "or do without (--no-counters)"
 
 
 def read(program: Program, ordinal: int, progress: Progress) -> dict[int, Counters]:

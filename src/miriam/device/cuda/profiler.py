@@ -12,6 +12,7 @@ import itertools
 import os
 import platform
 import statistics
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -38,7 +39,7 @@ _EMPTY = b".version 7.0\n.target sm_52\n.address_size 64\n.visible .entry empty(
 
 
 def profile_program(
-    program: Program, store: ProfileStore, device: str = "cuda:0", *, counters: bool = True,
+    program: Program, store: ProfileStore, device: str = "cuda:0", *, counters: bool | None = None,
     progress: Progress = silent,
 ) -> None:  # fmt: skip
     """Measure one program; see :func:`profile_programs`."""
@@ -46,7 +47,7 @@ def profile_program(
 
 
 def profile_programs(
-    programs: list[Program], store: ProfileStore, device: str = "cuda:0", *, counters: bool = True,
+    programs: list[Program], store: ProfileStore, device: str = "cuda:0", *, counters: bool | None = None,
     progress: Progress = silent,
 ) -> None:  # fmt: skip
     """Measure programs alone on ``device`` and keep the results.
@@ -56,8 +57,9 @@ def profile_programs(
     store
         Where the results go, under the GPU's short name (``h200``).
     counters
-        Whether to read hardware counters with Nsight Compute; without it those read before stay, and
-        others are estimated.
+        Whether to read hardware counters with Nsight Compute. True: they must be read. None: where
+        that is possible, with a warning where it is not. What is not read now stays as it was read
+        before, or is estimated.
     progress
         Told what is being done.
 
@@ -66,7 +68,12 @@ def profile_programs(
     DeviceError
         No such device, or the driver refused something.
     ProfileError
-        Counters are wanted and cannot be read.
+        Counters must be read and cannot be.
+
+    Warns
+    -----
+    UserWarning
+        Counters cannot be read and are estimated.
     """
     gpu = Gpu(_ordinal(device))
     try:
@@ -75,7 +82,14 @@ def profile_programs(
         store.put_device(name, _facts(gpu, _gap_us(gpu)))
         for number, program in enumerate(programs):
             progress(f"timing {program.name}", number, len(programs))
-            read = hardware.read(program, gpu.ordinal, progress) if counters else {}
+            read: Mapping[int, Counters] = {}
+            try:
+                if counters is not False:
+                    read = hardware.read(program, gpu.ordinal, progress)
+            except ProfileError as error:
+                if counters:
+                    raise
+                warnings.warn(f"counters of {program.name} are estimated: {error}", stacklevel=2)
             _measure(gpu, program, store, name, (*_counts(whole), whole), read)
     finally:
         gpu.close()
