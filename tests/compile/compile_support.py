@@ -4,7 +4,7 @@ from importlib import metadata
 
 import pytest
 
-PAIRS = {("2.11", "3.6"), ("2.12", "3.7"), ("2.13", "3.7")}
+PAIRS = {("2.11", "3.6"), ("2.13", "3.7")}
 
 # torch's own modules warn about torch's own functions.
 TORCH_WARNS = pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")

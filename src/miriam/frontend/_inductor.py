@@ -46,8 +46,8 @@ from miriam.frontend._inductor_depthwise import depthwise_as_pointwise
 
 __all__ = ["LoadedKernel", "check_versions", "compile_module", "loaded_kernels", "versions"]
 
-PAIRS = (("2.11", "3.6"), ("2.12", "3.7"), ("2.13", "3.7"))
-"""Versions of torch and triton that belong together and that this module was written for."""
+PAIRS = (("2.11", "3.6"), ("2.13", "3.7"))
+"""Versions of torch and triton that belong together and with which this module is tested."""
 
 # (BLOCK_M, BLOCK_N, BLOCK_K, stages, warps). M counts output pixels, N output channels.
 _TILES = (

@@ -1,7 +1,7 @@
 """Depthwise convolutions as pointwise kernels (private names of Inductor, as in ``_inductor``).
 
 The convolution template has one output channel for each input channel here, so it fills a tensor-core
-tile with one useful column: MobileNetV3 took 23 times as long as with cuDNN. Written as a sum over the
+tile with one useful column: MobileNetV3 (batch 16) took 23 times as long as with cuDNN. Written as a sum over the
 taps, a depthwise convolution is one pointwise kernel, which Inductor fuses with what follows it.
 """
 

@@ -151,7 +151,7 @@ class Miriam:
             return None
         if not head.tree.untouched:
             lane = min(self._normal, key=lambda lane: len(view.flying(lane)))
-            blocks = head.tree.take(head.tree.largest)
+            blocks = head.tree.take_largest()
             return None if blocks is None else self._part(head, lane, blocks, None, flying)
         return self._whole(head, self._normal[0], self._together(head.request, head.launch), flying)
 

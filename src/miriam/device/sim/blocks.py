@@ -6,9 +6,8 @@ on the device it lasts ::
 
     duration = (latency^4 + (n work)^4 + (N dram_bytes / dram_bandwidth)^4 + (N l2_bytes / l2_bandwidth)^4)^(1/4)
 
-a smooth maximum: what is far from its capacity hardly counts, what is at its capacity rules. With the
-exponent 4 it foretells the durations of the zoo's launches on 132 SMs from those on 16 and hardware
-counters about as well as any exponent does.
+a smooth maximum: what is far from its capacity hardly counts, what is at its capacity rules. The
+exponent is a choice; benchmarks/wave_fit.py shows how well it foretells launches on more SMs.
 """
 
 from __future__ import annotations

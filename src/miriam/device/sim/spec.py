@@ -100,13 +100,12 @@ H200 = Spec(
 """H200 SXM. SMs, bandwidth, tensor peak (989.4 TFLOPS dense at 1.83 GHz): NVIDIA H200 datasheet and
 Hopper architecture white paper. Limits of an SM: CUDA C++ Programming Guide, compute capability 9.0.
 L2: 50 MB by the white paper, the API of an H200 reports 60 MB. L2 bandwidth is not published; 9.5 TB/s
-is what, with the exponent 4 in :mod:`miriam.device.sim.costs`, best foretells the duration of a wave on
-132 SMs from that on 16 and the hardware counters, for 80 launches of the zoo (14 % off, root of the mean
-square weighted by time). Launch gap (empty kernels in a graph, from the zoo's profiles), passing
-complete launches (72 to 91 us for 39), host costs of a launch and of a graph, and the elastic overhead
-(896 against 831 us for a ResNet-18 of batch 32) were measured on one H200 with CUDA 13.0, and so was
-what reading 512 MB between two requests costs: ResNet-34 4 to 12 %, ResNet-50 1 to 7 %, MobileNetV3 12
-to 18 %; the time of a first use is chosen for that. The time to notice is assumed (a polled event)."""
+foretells launches on 132 SMs from those on 16 about as well as anything between 7 and 10 does
+(benchmarks/wave_fit.py). Launch gap: empty kernels in a graph, from the zoo's profiles. Passing
+complete launches (72 to 91 us for 39), host costs of a launch and of a graph, the elastic overhead
+(896 against 831 us for a ResNet-18 of batch 32), and what reading 512 MB between two requests costs
+(ResNet-34 4 to 12 %, ResNet-50 1 to 7 %, MobileNetV3 12 to 18 %; the time of a first use is chosen for
+that): benchmarks/records/first-experiment.json. The time to notice is assumed (a polled event)."""
 
 XAVIER = Spec(
     name="xavier",
