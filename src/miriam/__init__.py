@@ -9,6 +9,7 @@ from miriam.errors import (
     PolicyError,
     ProfileError,
     ProgramError,
+    PtxError,
     WorkloadError,
 )
 from miriam.policy.base import Setting
@@ -43,6 +44,7 @@ __all__ = [
     "Program",
     "ProgramError",
     "ProgramProfile",
+    "PtxError",
     "Request",
     "Role",
     "Run",

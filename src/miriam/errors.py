@@ -5,6 +5,7 @@
     MiriamError
     ├── ProgramError    a program file or a program is broken
     ├── CompileError    a model could not be turned into a program
+    ├── PtxError        a PTX text cannot be read, or not be edited so
     ├── ProfileError    a measurement is missing or cannot be taken
     ├── DeviceError     a device is unknown, missing or was used wrongly
     ├── PolicyError     a policy is unknown or asked for something impossible
@@ -20,6 +21,7 @@ __all__ = [
     "PolicyError",
     "ProfileError",
     "ProgramError",
+    "PtxError",
     "WorkloadError",
 ]
 
@@ -34,6 +36,20 @@ class ProgramError(MiriamError):
 
 class CompileError(MiriamError):
     """A model could not be turned into a program."""
+
+
+class PtxError(MiriamError):
+    """A PTX text cannot be read, or not be edited so.
+
+    Attributes
+    ----------
+    line
+        The line of the text where it went wrong, counted from 1.
+    """
+
+    def __init__(self, message: str, line: int = 1) -> None:
+        super().__init__(message)
+        self.line = line
 
 
 class ProfileError(MiriamError):
