@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import math
-import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from miriam.elastic.ptx import Variable, parse
 from miriam.errors import ProgramError
 from miriam.program import Argument, Buffer, Kernel, Launch, Pointer, Program, Role, Scalar, Tensor
 
@@ -26,9 +26,6 @@ __all__ = ["Builder", "Parameter", "Value", "parameters"]
 
 Value: TypeAlias = Tensor | Pointer | Scalar | bool | int | float | bytes | np.generic | None
 """What a launch may be given: memory, a number, the bytes of a structure, or None (a null pointer)."""
-
-_HEAD = re.compile(r"\.entry\s+([\w$]+)\s*(?:\(([^)]*)\))?")
-_PARAMETER = re.compile(r"\.param\s+(?:\.align\s+\d+\s+)?\.([bsuf])(\d+)\b[^,\[]*?([\w$]+)\s*(?:\[\s*(\d+)\s*\])?\s*$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,24 +54,21 @@ def parameters(ptx: str, entry: str) -> tuple[Parameter, ...]:
     Raises
     ------
     ProgramError
-        There is no such kernel, or a parameter of a form that this does not know.
+        There is no such kernel, or a parameter is no number, structure or pointer.
+    PtxError
+        The text is not understood.
     """
-    ptx = re.sub(r"//[^\n]*|/\*.*?\*/", "", ptx, flags=re.DOTALL)
-    for head in _HEAD.finditer(ptx):
-        if head[1] == entry:
-            return tuple(_parameter(text, entry) for text in (head[2] or "").split(",") if text.strip())
-    raise ProgramError(
-        f"there is no kernel {entry!r}: the PTX has {', '.join(h[1] for h in _HEAD.finditer(ptx)) or 'none'}"
-    )
+    kernels = {function.name: function for function in parse(ptx, f"the PTX of {entry!r}").entries}
+    if entry not in kernels:
+        raise ProgramError(f"there is no kernel {entry!r}: the PTX has {', '.join(kernels) or 'none'}")
+    return tuple(_parameter(variable, entry) for variable in kernels[entry].parameters)
 
 
-def _parameter(text: str, entry: str) -> Parameter:
-    found = _PARAMETER.search(text)
-    if found is None:
-        raise ProgramError(f"kernel {entry!r} has the parameter {' '.join(text.split())!r}, which cannot be read")
-    kind, bits, name, count = found.groups()
-    size = int(bits) // 8
-    return Parameter(name, kind, size) if count is None else Parameter(name, "[", size * int(count))
+def _parameter(variable: Variable, entry: str) -> Parameter:
+    (declared,) = variable.names
+    if (size := variable.size_bytes(declared)) is None:
+        raise ProgramError(f"parameter {declared.name!r} of kernel {entry!r} has the type {variable.type!r}, no number")
+    return Parameter(declared.name, "[" if declared.extents else variable.type[0], size)
 
 
 class Builder:

@@ -12,13 +12,15 @@ A :class:`~miriam.frontend.builder.Builder` makes a program of such kernels.
 
 from __future__ import annotations
 
+import itertools
+import math
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, cast
 
+from miriam.elastic.ptx import Directive, Function, Variable, parse, walk
 from miriam.elastic.ptxas import assemble, find_ptxas
 from miriam.errors import CompileError, ProgramError
 from miriam.program import Kernel, Source
@@ -82,14 +84,12 @@ class Compiled:
                 f"there is no kernel {name!r}: the source has {there} (C linkage keeps names as they are)"
             )
         x, y, z = (*((block,) if isinstance(block, int) else block), 1, 1)[:3]
-        ptx = _alone(self.ptx, entry)
-        head, _, _ = ptx[ptx.index(f".entry {entry}") :].partition("{")
-        if (bound := re.search(r"\.maxntid\s+(\d+)(?:\s*,\s*(\d+))?(?:\s*,\s*(\d+))?", head)) and (
-            x * y * z > int(bound[1]) * int(bound[2] or 1) * int(bound[3] or 1)
-        ):
-            raise ProgramError(
-                f"kernel {name!r} cannot have blocks of {x * y * z} threads: its launch bounds forbid it"
-            )
+        ptx, function = _alone(self.ptx, entry)
+        for directive in function.directives:
+            if directive.name == ".maxntid" and math.prod(map(int, directive.rest.split(","))) < x * y * z:
+                raise ProgramError(
+                    f"kernel {name!r} cannot have blocks of {x * y * z} threads: its launch bounds forbid it"
+                )
         if find_ptxas() is None:
             registers = min(_estimate(ptx), _MOST_REGISTERS, max(_REGISTER_FILE // (x * y * z) // 8 * 8, 16))
             shared = _static_shared(ptx)
@@ -198,24 +198,24 @@ def _headers() -> list[str]:
     return [folder for library in ("cudart", "cccl") if (folder := find_nvidia_header_directory(library))]
 
 
-def _alone(ptx: str, entry: str) -> str:
-    """A module without the kernels that neither are ``entry`` nor are spoken of in what is left."""
-    ptx = re.sub(r"[ \t]*// \.(?:globl|weak)[^\n]*\n", "", ptx)
-    spoken = Counter(re.findall(r"[\w$%]+", ptx))
-    for head in reversed(list(re.finditer(r"(?:\.\w+\s+)*\.entry\s+([\w$]+)", ptx))):
-        end = _closing(ptx, ptx.index("{", head.end())) + 1
-        if head[1] != entry and spoken[head[1]] == Counter(re.findall(r"[\w$%]+", ptx[head.start() : end]))[head[1]]:
-            ptx = ptx[: head.start()] + ptx[end:]
-    return re.sub(r"\n{3,}", "\n\n", ptx).strip() + "\n"
-
-
-def _closing(text: str, at: int) -> int:
-    depth = 0
-    for brace in re.finditer(r"//[^\n]*|/\*.*?\*/|\"[^\"\n]*\"|[{}]", text[at:], re.DOTALL):
-        depth += {"{": 1, "}": -1}.get(brace[0], 0)
-        if depth == 0:
-            return at + brace.start()
-    raise ProgramError("the PTX of a kernel has no end")
+def _alone(text: str, entry: str) -> tuple[str, Function]:
+    """The module of one kernel: that kernel and what it speaks of, directly or not."""
+    module = parse(re.sub(r"^[ \t]*//.*\n", "", text, flags=re.MULTILINE), "the compiler's PTX")
+    named: dict[str, list[Variable | Function]] = {}
+    for item in module.items:
+        for name in [declared.name for declared in item.names] if isinstance(item, Variable) else [item.name]:
+            if not isinstance(item, Directive):
+                named.setdefault(name, []).append(item)
+    kept, todo = set(), [entry]
+    while todo:
+        if (name := todo.pop()) in named and name not in kept:
+            kept.add(name)
+            for item in named[name]:
+                todo += re.findall(r"[\w$%]+", module.text[item.start : item.end])
+    unused = {item for name, items in named.items() if name not in kept for item in items}
+    ptx = module.edit((item.start, item.end, "") for item in sorted(unused, key=lambda item: item.start))
+    (function,) = (f for f in parse(ptx).entries if f.name == entry)
+    return re.sub(r"\n{3,}", "\n\n", ptx).strip() + "\n", function
 
 
 def _estimate(ptx: str) -> int:
@@ -252,10 +252,10 @@ def _estimate(ptx: str) -> int:
 
 
 def _static_shared(ptx: str) -> int:
-    total = 0
-    for align, bits, count in re.findall(
-        r"\.shared\s+(?:\.align\s+(\d+)\s+)?\.[bsuf](\d+)\s+[\w$]+(?:\[(\d+)\])?\s*;", ptx
-    ):
-        step = max(int(align or 1), int(bits) // 8)
-        total = -(-total // step) * step + int(bits) // 8 * int(count or 1)
+    module, total = parse(ptx), 0
+    inside = (walk(function.body) for function in (*module.entries, *module.functions) if function.body)
+    for item in itertools.chain[Any](module.items, *inside):
+        if isinstance(item, Variable) and item.space == "shared":
+            step = max(item.align, 1)
+            total = sum((item.size_bytes(declared) or 0 for declared in item.names), -(-total // step) * step)
     return total
