@@ -1,0 +1,301 @@
+"""Which kernels may be made elastic, and why the others may not.
+
+An elastic kernel runs its blocks in any order, with any number of them at a time, one after
+another on the same worker, and with any pause between two of them. That is wrong for a kernel
+whose blocks know of each other, and for one that leaves something behind in its worker. Being
+wrong here means wrong numbers for a user: whatever is not known to be right is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from miriam.elastic.flow import Flow
+from miriam.elastic.ptx import Function, Instruction, Module, Name, Not, Operand, Variable, names, walk
+
+__all__ = ["refusal"]
+
+_PARAMETER_LIMIT_BYTES = 4096  # PTX ISA, 5.1.6.1: "4,352 ... 32,764 for PTX 8.1 on"; the smaller one holds everywhere
+_STATE_BYTES = 64
+
+# Instructions that touch nothing but their own block, and memory that any block may touch in any order.
+_KNOWN = frozenset(
+    """
+    abs activemask add addc and applypriority atom bar barrier bfe bfi bfind bmsk bra brev brx call clz cnot
+    copysign cos cp createpolicy cvt cvta discard div dp2a dp4a elect ex2 exit fence fma fns isspacep ld ldmatrix
+    ldu lg2 lop3 mad mad24 madc match max mbarrier membar min mma mov movmatrix mul mul24 neg not or pmevent popc
+    prefetch prefetchu prmt rcp red redux rem ret rsqrt sad selp set setp shf shfl shl shr sin slct sqrt st
+    stmatrix sub subc szext tanh testp trap vote wgmma wmma xor
+    """.split()
+)
+_REASONS = {
+    "griddepcontrol": "it is launched before the kernel in front of it ends (programmatic dependent launch)",
+    "mapa": "it uses distributed shared memory",
+    "getctarank": "it uses distributed shared memory",
+    "clusterlaunchcontrol": "it cancels or takes over blocks of its own grid",
+    "multimem": "it works on the memory of several GPUs at once",
+    "setmaxnreg": "its warps change their number of registers",
+    "alloca": "its stack grows while it runs",
+    "stacksave": "its stack grows while it runs",
+    "nanosleep": "it sleeps, as kernels do that wait for other blocks",
+    "tcgen05": "it keeps state in tensor memory",
+    "tensormap": "it changes tensor maps while it runs",
+}
+_CLUSTERS = (".explicitcluster", ".reqnctapercluster", ".maxclusterrank", ".blocksareclusters")
+_BLOCK_INDEX = ("%ctaid", "%nctaid")
+_HARMLESS = ("%tid", "%ntid", "%laneid", "%warpid", "%nwarpid", "%lanemask_", "%dynamic_smem_size", "%total_smem_size",
+             "%aggr_smem_size")  # fmt: skip
+_SPECIAL = {
+    "%clusterid": "it knows of clusters", "%nclusterid": "it knows of clusters", "%cluster_": "it knows of clusters",
+    "%is_explicit_cluster": "it knows of clusters", "%smid": "it behaves by the SM that it runs on",
+    "%nsmid": "it behaves by the SM that it runs on", "%envreg": "it may be a cooperative launch",
+    "%gridid": "it behaves by the launch that it belongs to", "%clock": "it reads a clock",
+    "%globaltimer": "it reads a clock", "%pm": "it reads performance counters",
+}  # fmt: skip
+_PRINTING = ("vprintf", "__assertfail")
+_SEEN_BY_OTHERS = ("volatile", "relaxed", "acquire", "mmio", "cv", "cg")
+_PRIVATE = ("shared", "shared::cta", "local", "param", "param::entry", "param::func", "const", "cta")
+
+
+def refusal(module: Module, entry: Function) -> str:
+    """Why ``entry`` cannot be made elastic; empty if it can.
+
+    The reason names the line of ``module`` where there is one.
+    """
+    return next(_reasons(module, entry), "")
+
+
+def _reasons(module: Module, entry: Function) -> Iterator[str]:
+    if module.address_size != 64:
+        yield f"its addresses have {module.address_size} bits"
+    if module.version < (6, 0) or not _target_from(module, 70):
+        yield f"it is PTX {'.'.join(map(str, module.version))} for {module.target}: 6.0 and sm_70 are the least"
+    for directive in entry.directives:
+        if directive.name in _CLUSTERS:
+            yield f"line {module.line(directive.start)}: its blocks form clusters"
+    size = sum(parameter.size_bytes(parameter.names[0]) or 0 for parameter in entry.parameters)
+    if size + _STATE_BYTES > _PARAMETER_LIMIT_BYTES:
+        yield f"its parameters take {size} bytes, which leaves no room for another one"
+    functions: dict[str, Function | None] = {}  # a forward declaration has no body
+    for item in module.items:
+        if isinstance(item, Function) and functions.get(item.name) is None:
+            functions[item.name] = item if item.body else None
+    yield from _pointers(module, functions)
+    pending, seen = [entry], {entry.name}
+    waiting: set[str] = set()
+    while pending:
+        function = pending.pop()
+        assert function.body is not None
+        for step in walk(function.body):
+            if not isinstance(step, Instruction):
+                continue
+            at = f"line {module.line(step.start)}: "
+            for reason in _instruction(step, inner=function is not entry):
+                yield at + reason
+            for name in _names(step.operands):
+                if name in functions and step.opcode[0] != "call":
+                    yield f"{at}it takes the address of the function {name}"
+            if step.opcode[0] == "call":
+                called = _callee(step, functions)
+                if called is None:
+                    yield f"{at}it calls a function through a pointer"
+                elif called not in _PRINTING:
+                    target = functions[called]
+                    if target is None:
+                        yield f"{at}it calls {called}, whose code is not here"
+                    elif called not in seen:
+                        seen.add(called)
+                        pending.append(target)
+            if _watches(step):
+                waiting.add(function.name)
+    bodies = [f for name, f in functions.items() if f is not None and name in seen]
+    for function in bodies:
+        yield from _waits(module, function, waiting, functions)
+    yield from _mbarriers(bodies)
+    yield from _leaves(module, entry, bodies)
+
+
+def _target_from(module: Module, least: int) -> bool:
+    digits = "".join(c for c in module.target.removeprefix("sm_") if c.isdigit()) if module.target else ""
+    return bool(digits) and int(digits) >= least
+
+
+def _pointers(module: Module, functions: dict[str, Function | None]) -> Iterator[str]:
+    # A table of functions in memory is a call through a pointer waiting to happen.
+    for item in module.items:
+        if isinstance(item, Variable) and "=" in (text := module.text[item.start : item.end]):
+            words = set(text.replace("{", " ").replace("}", " ").replace(",", " ").replace(";", " ").split())
+            if words & functions.keys():
+                yield f"line {module.line(item.start)}: it keeps functions in a table"
+
+
+def _names(operands: Sequence[Operand]) -> Iterator[str]:
+    for operand in operands:
+        for name in names(operand):
+            yield name.text
+
+
+def _callee(step: Instruction, functions: dict[str, Function | None]) -> str | None:
+    direct = [o.text for o in step.operands if isinstance(o, Name) and not o.text.startswith("%")]
+    known = [name for name in direct if name in functions or name in _PRINTING]
+    registers = any(isinstance(o, Name) and o.text.startswith("%") for o in step.operands)
+    return known[0] if len(known) == 1 and not registers else None
+
+
+def _instruction(step: Instruction, *, inner: bool) -> Iterator[str]:
+    head, parts = step.opcode[0], step.opcode[1:]
+    if head in _REASONS:
+        yield _REASONS[head]
+    elif head not in _KNOWN:
+        yield f"{head} is not known to be safe"
+    if head == "barrier" and "cluster" in parts:
+        yield "its blocks form clusters"
+    if any(part.startswith("multicast::") for part in parts):
+        yield "its blocks form clusters"
+    if head in ("ld", "st", "atom", "red", "mbarrier") and ("shared::cluster" in parts or "async" in parts):
+        yield "it uses distributed shared memory"
+    if head == "mbarrier" and "cluster" in parts:
+        yield "its blocks form clusters"
+    if head == "cp" and "shared::cluster" in parts and (parts[-1] == "shared::cta" or "shared::cta" in parts):
+        yield "it uses distributed shared memory"
+    if head == "cp" and "reduce" in parts and "shared::cluster" in parts:
+        yield "it uses distributed shared memory"
+    if head == "exit" and inner:
+        yield "a function that it calls ends the kernel"
+    for name in _names(step.operands):
+        if not name.startswith("%") or name.startswith(_HARMLESS):
+            continue
+        if name.startswith(_BLOCK_INDEX):
+            if inner:
+                yield "a function that it calls reads the block's index"
+            elif not (head in ("mov", "cvt") and name.rpartition(".")[2] in ("x", "y", "z") and parts[-1] in _WORDS):
+                yield f"it reads {name} in a way that is not known"
+            continue
+        yield from (reason for special, reason in _SPECIAL.items() if name.startswith(special))
+
+
+_WORDS = ("u32", "b32", "s32")
+
+
+def _watches(step: Instruction) -> bool:
+    """Whether it sees what other blocks write while it runs."""
+    if any(part in _PRIVATE for part in step.opcode[1:]):
+        return False
+    return step.opcode[0] == "atom" or (
+        step.opcode[0] == "ld" and any(part in _SEEN_BY_OTHERS for part in step.opcode[1:])
+    )
+
+
+def _waits(
+    module: Module, function: Function, waiting: set[str], functions: dict[str, Function | None]
+) -> Iterator[str]:
+    """Loops that may go on until another block did something: it may be the paused one."""
+    for loop in Flow(function).loops():
+        for step in loop:
+            if step.opcode[0] == "call" and _callee(step, functions) in waiting:
+                yield f"line {module.line(step.start)}: it may wait in a loop for what other blocks write"
+        watched = [step for step in loop if _watches(step)]
+        if not watched:
+            continue
+        tainted = {name for step in watched if not _swaps(step, loop) for name in _written(step)}
+        grown = True
+        while grown:
+            fresh = {
+                name
+                for step in loop
+                if tainted & (set(_read(step)) | ({step.guard.register} if step.guard else set()))
+                for name in _written(step)
+            }
+            grown = not fresh <= tainted
+            tainted |= fresh
+        for step in loop:
+            if step.opcode[0] in ("bra", "ret", "exit", "brx") and tainted & (
+                {step.guard.register} if step.guard else set(_read(step))
+            ):
+                yield f"line {module.line(step.start)}: it may wait in a loop for what other blocks write"
+
+
+def _swaps(step: Instruction, loop: Sequence[Instruction]) -> bool:
+    """Whether it is the compare-and-swap of an update that is tried again, and so waits for nobody."""
+    if step.opcode[0] != "atom" or "cas" not in step.opcode or len(step.operands) < 4:
+        return False
+    got, wanted = step.operands[0], step.operands[2]
+    if not (isinstance(got, Name) and isinstance(wanted, Name)):
+        return False
+    compared = [s for s in loop if s.opcode[0] == "setp" and got.text in _read(s)]
+    return bool(compared) and all(
+        s.opcode[1] in ("eq", "ne") and set(_read(s)) == {got.text, wanted.text} for s in compared
+    )
+
+
+def _written(step: Instruction) -> list[str]:
+    head = step.opcode[0]
+    if head in ("st", "red", "bra", "ret", "exit", "bar", "membar", "fence") or not step.operands:
+        return []
+    return [name for name in _names(step.operands[:1]) if name.startswith("%")]
+
+
+def _read(step: Instruction) -> list[str]:
+    first = 0 if not _written(step) else 1
+    return [name for name in _names(step.operands[first:]) if name.startswith("%")]
+
+
+def _steps(function: Function) -> Iterator[Instruction]:
+    assert function.body is not None
+    return (step for step in walk(function.body) if isinstance(step, Instruction))
+
+
+def _mbarriers(bodies: Sequence[Function]) -> Iterator[str]:
+    # The next block of the worker would initialise them while they are still in use: undefined.
+    sites = [step.opcode[1] for f in bodies for step in _steps(f) if step.opcode[0] == "mbarrier"]
+    if "init" in sites and "inval" not in sites:
+        yield "it leaves mbarriers behind in shared memory"
+
+
+def _leaves(module: Module, entry: Function, bodies: Sequence[Function]) -> Iterator[str]:
+    """Threads that leave while others of their block still meet at barriers.
+
+    In a worker they would wait for its next block, and be counted at the wrong barrier. Fine if all
+    threads of a block leave together: no branch depends on anything that differs between them.
+    """
+    if not any(step.opcode[0] in ("bar", "barrier") and step.opcode[1] != "warp" for f in bodies for step in _steps(f)):
+        return
+    steps = list(_steps(entry))
+    exits = [step for step in steps if step.opcode[0] in ("ret", "exit")]
+    if len(exits) == 1 and exits[0].guard is None:
+        return
+    differing: set[str] = set()
+    grown = True
+    while grown:
+        before = len(differing)
+        for step in steps:
+            sources = set(_read(step)) | ({step.guard.register} if step.guard else set())
+            if _differs(step) or sources & differing or any(n.startswith(_PER_THREAD) for n in sources):
+                differing.update(_written(step))
+        grown = len(differing) > before
+    for step in steps:
+        if step.opcode[0] in ("bra", "brx", "ret", "exit"):
+            sources = {step.guard.register} if step.guard else set()
+            if step.opcode[0] == "brx":
+                sources |= set(_read(step)) | set(_names(step.operands[:1]))
+            if sources & differing:
+                yield f"line {module.line(step.start)}: some threads may leave while others meet at a barrier"
+
+
+_PER_THREAD = ("%tid", "%laneid", "%warpid", "%lanemask_")
+_PURE = frozenset(
+    """abs add addc and bfe bfi bfind bmsk brev clz cnot copysign cvt cvta div ex2 fma fns isspacep lg2 lop3 mad mad24
+    madc max min mov mul mul24 neg not or popc prmt rcp rem rsqrt sad selp set setp shf shl shr slct sqrt sub subc
+    szext testp xor""".split()
+)
+
+
+def _differs(step: Instruction) -> bool:
+    """Whether what it writes may differ between threads that read the same."""
+    if step.opcode[0] == "ld":
+        return not any(part.startswith(("param", "const")) for part in step.opcode[1:])
+    return step.opcode[0] not in _PURE
+
+
+def _unused(operand: Operand) -> bool:
+    return isinstance(operand, Not)
