@@ -48,6 +48,8 @@ class Compiled:
         From the instances that were asked for to their names in PTX.
     log
         What the compiler had to say; empty, or its warnings.
+    compiler
+        Name and version, for a program's ``meta``.
     """
 
     target: str
@@ -55,6 +57,7 @@ class Compiled:
     entries: tuple[str, ...]
     names: Mapping[str, str] = field(default_factory=dict)
     log: str = ""
+    compiler: str = "NVRTC"
 
     def kernel(self, name: str, block: int | tuple[int, ...], *, dynamic_shared_bytes: int = 0) -> Kernel:
         """Give one kernel, alone in its module.
@@ -160,7 +163,9 @@ def compile_source(
             found, lowered = nvrtc.nvrtcGetLoweredName(program, instance.encode())
             _check(nvrtc, found, f"find {instance!r}")
             names[instance] = lowered.decode()
-        return Compiled(target, ptx, tuple(re.findall(r"\.entry\s+([\w$]+)", ptx)), names, log)
+        entries = tuple(function.name for function in parse(ptx, "the compiler's PTX").entries)
+        _, major, minor = nvrtc.nvrtcVersion()
+        return Compiled(target, ptx, entries, names, log, f"NVRTC {major}.{minor}")
     finally:
         nvrtc.nvrtcDestroyProgram(program)
 
