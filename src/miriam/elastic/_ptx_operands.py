@@ -149,18 +149,18 @@ def names(operand: Operand) -> Iterator[Name]:
 
 # The operands of nearly all instructions, as one pattern: what it matches, read_parts reads too.
 NAME = r"(?:[%$][\w$]++|[A-Za-z_][\w$]*+)"
-_DOTTED = rf"{NAME}(?:\.\w++)?+"
+_DOTTED = rf"{NAME}(?>(?:\.\w++)?)"
 _NUMBER = r"-?+(?:0[xX][\da-fA-F]{1,16}+|0[fF][\da-fA-F]{8}+|0[dD][\da-fA-F]{16}+|[1-9]\d{0,18}+|0)(?![\w.])"
 _SCALAR = rf"(?:{_DOTTED}|{_NUMBER})"
 _COMMA = r"\s*+,\s*+"
 _OPERAND = (
-    rf"(?:{_DOTTED}(?:\|{NAME})?+"
+    rf"(?:{_DOTTED}(?>(?:\|{NAME})?)"
     rf"|{_NUMBER}"
-    rf"|\[{NAME}(?:\+-?+\d{{1,9}}+)?+\]"
-    rf"|\{{\s*+{_SCALAR}(?:{_COMMA}{_SCALAR})*+\s*+\}}"
+    rf"|\[{NAME}(?>(?:\+-?+(?:0|[1-9]\d{{0,8}}+))?)\]"
+    rf"|\{{\s*+{_SCALAR}(?>(?:{_COMMA}{_SCALAR})*)\s*+\}}"
     rf"|!{NAME})"
 )
-LIST = rf"{_OPERAND}(?:{_COMMA}{_OPERAND})*+"
+LIST = rf"{_OPERAND}(?>(?:{_COMMA}{_OPERAND})*)"
 
 _BINARY = frozenset("+-*/%&^")
 _UNARY = frozenset("+-~")

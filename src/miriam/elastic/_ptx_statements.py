@@ -158,6 +158,8 @@ class Function:
         Around the parameters: ``.reqntid``, ``.maxnreg``, ``.noreturn``, ``.pragma``, ``.attribute``.
     has_list, parameters_end
         Whether there is a parameter list, and the offset of its ``)``; without one, that behind the name.
+    name_start
+        Where the name begins.
     """
 
     start: int
@@ -171,6 +173,7 @@ class Function:
     body: Block | None
     has_list: bool
     parameters_end: int
+    name_start: int
 
 
 @dataclass(frozen=True, slots=True)

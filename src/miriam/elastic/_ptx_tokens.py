@@ -8,14 +8,15 @@ from enum import IntEnum
 
 __all__ = ["TRIVIA", "Kind", "ReadError", "Tokens", "number"]
 
-# Possessive and atomic throughout: a pattern that fails has looked at each character a fixed number of times.
-TRIVIA = r"\s*+(?:(?://[^\n]*+|/\*(?>(?s:.*?)\*/))\s*+)*+"
+# No pattern gives back what it took, so one that fails has looked at each character a fixed number of times.
+# Repeated groups are atomic and not possessive: those match wrongly in Python 3.11.0 and 3.11.1.
+TRIVIA = r"\s*+(?>(?:(?://[^\n]*+|/\*(?>(?s:.*?)\*/))\s*+)*)"
 
 _TOKEN = re.compile(
     TRIVIA
-    + r"(?:((?:[%$][\w$]|[A-Za-z_])[\w$]*+(?:(?:\.|::)\w++)*+)"
-    + r"|(\d++(?:\.\d*+)?+[eE][+-]\d++|\.?\d[\w.]*+)"
-    + r"|(\.[A-Za-z_]\w*+(?:::\w++)*+)"
+    + r"(?:((?:[%$][\w$]|[A-Za-z_])[\w$]*+(?>(?:(?:\.|::)\w++)*))"
+    + r"|(\d++(?>(?:\.\d*+)?)[eE][+-]\d++|\.?\d[\w.]*+)"
+    + r"|(\.[A-Za-z_]\w*+(?>(?:::\w++)*))"
     + r'|("[^"]*+")'
     + r"|(/(?!\*)|[\[\]{}()<>|!,;:+\-=@*&^~?%])"
     + r"|(\Z))",

@@ -72,32 +72,31 @@ _LINKAGE = frozenset({".extern", ".visible", ".weak", ".common"})
 _SPACES = frozenset({".reg", ".shared", ".local", ".param", ".global", ".const", ".tex", ".sreg"})
 _VECTORS = {".v2": 2, ".v4": 4, ".v8": 8}
 
-_LOC = (
-    r"\.loc\s++\d++\s++\d++\s++\d++"
-    rf"(?:\s*+,\s*+function_name\s++{NAME}(?:\s*+\+\s*+\d++)?+\s*+,\s*+inlined_at\s++\d++\s++\d++\s++\d++)?+"
+# What follows the name of a directive that ends without a mark; "~" is what may stand between its tokens.
+_LINE_OF_SOURCE = (
+    r"\d++~\d++~\d++"
+    rf"(?>(?:~,~function_name\b~{NAME}(?>(?:~\+~\d++)?)~,~inlined_at\b~\d++~\d++~\d++)?)"
 )
+_OPEN_ENDED = {
+    name: re.compile(rf"~({rest})(?![\w$.])".replace("~", TRIVIA), re.ASCII).match
+    for name, rest in {
+        ".version": r"\d{1,4}+\.\d{1,4}+",
+        ".target": r"\w++(?>(?:~,~\w++)*)",
+        ".address_size": r"\d{1,4}+",
+        ".file": r'\d++~"[^"]*+"(?>(?:~,~\d++~,~\d++)?)',
+        ".loc": _LINE_OF_SOURCE,
+    }.items()
+}
 
 # The statements that make up nearly all of a body: whatever fails to match is read token by token.
 _STATEMENT = re.compile(
     TRIVIA
-    + rf"(?:(?:(@!?+{NAME})\s++)?+([A-Za-z]\w*+(?:(?:\.|::)\w++)*+)(?:\s++{LIST})?+\s*+;"
-    + rf"|({_LOC})(?![\w$.,])"
+    + rf"(?:(?:(@!?+{NAME})\s++)?([A-Za-z]\w*+(?>(?:(?:\.|::)\w++)*))(?>(?:\s++{LIST})?)\s*+;"
+    + rf"|(\.loc\b~{_LINE_OF_SOURCE})(?![\w$.])".replace("~", r"\s*+")
     + rf"|({NAME})\s*+:)",
     re.ASCII,
 ).match
 _OPCODE, _LINE, _LABEL = 2, 3, 4  # groups of it
-
-# Directives that end without a mark, by what follows their name.
-_OPEN_ENDED = {
-    name: re.compile(rf"{TRIVIA}({rest})(?![\w$.])", re.ASCII).match
-    for name, rest in {
-        ".version": r"\d{1,4}+\.\d{1,4}+",
-        ".target": r"\w++(?:\s*+,\s*+\w++)*+",
-        ".address_size": r"\d{1,4}+",
-        ".file": r'\d++\s++"[^"]*+"(?:\s*+,\s*+\d++\s*+,\s*+\d++)?+',
-        ".loc": _LOC.removeprefix(r"\.loc\s++"),
-    }.items()
-}
 
 
 def parse(text: str, name: str = "PTX") -> Module:
@@ -135,7 +134,7 @@ def _module(text: str, name: str) -> Module:
     if len(items) < 2:
         raise tokens.fault("'.version' and '.target'")
     major, minor = header[".version"].split(".")
-    target = header[".target"].partition(",")[0].rstrip()
+    target = re.split(r"\W", header[".target"], maxsplit=1)[0]
     size = int(header.get(".address_size", "32"))
     return Module(text, name, (int(major), int(minor)), target, size, tuple(items))
 
@@ -286,7 +285,7 @@ def _function(tokens: Tokens, start: int, linkage: tuple[str, ...]) -> Function:
     tokens.advance()
     directives = _tuning(tokens)
     returns = _parameters(tokens) if tokens.value == "(" else ()
-    name = tokens.take_name("the name of a function")
+    name_start, name = tokens.start, tokens.take_name("the name of a function")
     parameters_end = tokens.before
     has_list = tokens.value == "("
     parameters = _parameters(tokens) if has_list else ()
@@ -299,7 +298,18 @@ def _function(tokens: Tokens, start: int, linkage: tuple[str, ...]) -> Function:
     elif tokens.value != ";":
         raise tokens.fault("'{' or ';'")
     return Function(
-        start, tokens.end, name, kind, linkage, returns, parameters, directives, body, has_list, parameters_end
+        start,
+        tokens.end,
+        name,
+        kind,
+        linkage,
+        returns,
+        parameters,
+        directives,
+        body,
+        has_list,
+        parameters_end,
+        name_start,
     )
 
 
