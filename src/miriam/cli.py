@@ -107,6 +107,9 @@ def bench_mdtb(
             "time (above 0, at most 1).",
         ),
     ] = None,
+    kernels: Annotated[
+        str, typer.Option(help="tuned (Triton), or naive (plain CUDA C++, as the paper's benchmark had them).")
+    ] = "tuned",
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Write index.html, results.json and a trace there.")
     ] = None,
@@ -127,7 +130,7 @@ def bench_mdtb(
 
     with _input((WorkloadError, PolicyError, DeviceError)), _progress() as progress:
         results = benchmark.run_mdtb(
-            workload, policy, device, duration, seed, out, critical_load=critical_load, jobs=jobs,
+            workload, policy, device, duration, seed, out, critical_load=critical_load, kernels=kernels, jobs=jobs,
             progress=lambda done, total, label: progress("running", done, total),
         )  # fmt: skip
     if as_json:

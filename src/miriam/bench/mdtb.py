@@ -15,7 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import metadata
 from pathlib import Path
 
@@ -77,6 +77,7 @@ def run(
     out: str | os.PathLike[str] | None = None,
     *,
     critical_load: float | None = None,
+    kernels: str = "tuned",
     jobs: int | None = None,
     progress: Callable[[int, int, str], None] | None = None,
     profiles: Callable[[], ProfileSource] | None = None,
@@ -104,6 +105,8 @@ def run(
     critical_load
         Scale the rates of every workload so that its critical task alone would be busy this share
         of the time; None: rates as written. See :meth:`miriam.bench.workload.Workload.scaled`.
+    kernels
+        Which kernels the zoo's networks are made of: ``tuned``, or ``naive`` (:func:`miriam.zoo.load`).
     jobs
         Processes; None: one for each processor that this process may use.
     progress
@@ -130,6 +133,10 @@ def run(
     if critical_load is not None:
         check_load(critical_load)
     _check_device(device)
+    notes = []
+    if programs is None and kernels != "tuned":
+        programs = _zoo_programs(kernels)
+        notes.append(f"{kernels} kernels in place of tuned ones")
     if out is not None:
         _make(Path(out))
     todo = [
@@ -147,7 +154,7 @@ def run(
         ),
         device=device,
         simulated=_simulated(device),
-        notes=tuple(dict.fromkeys(note for o in outcomes for note in o.notes)),
+        notes=tuple(dict.fromkeys([*notes, *(note for o in outcomes for note in o.notes)])),
         duration_s=duration_s,
         warm_up_s=duration_s * _WARM_UP,
         seed=seed,
@@ -304,6 +311,14 @@ def _zoo_program(model: str) -> Program:
     from miriam import zoo
 
     return zoo.load(model)
+
+
+def _zoo_programs(kernels: str) -> Callable[[str], Program]:
+    from miriam import zoo
+
+    if kernels not in zoo.KERNELS:
+        raise WorkloadError(f"there are no kernels {kernels!r}: choose from {', '.join(zoo.KERNELS)}")
+    return partial(zoo.load, kernels=kernels)
 
 
 def _simulated(name: str) -> bool:
