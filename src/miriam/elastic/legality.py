@@ -8,7 +8,9 @@ wrong here means wrong numbers for a user: whatever is not known to be right is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from functools import cache
 
 from miriam.elastic.flow import Flow
 from miriam.elastic.ptx import Function, Instruction, Module, Name, Not, Operand, Variable, names, walk
@@ -81,6 +83,7 @@ def _reasons(module: Module, entry: Function) -> Iterator[str]:
         if isinstance(item, Function) and functions.get(item.name) is None:
             functions[item.name] = item if item.body else None
     yield from _pointers(module, functions)
+    telling = _mentions(functions)
     pending, seen = [entry], {entry.name}
     waiting: set[str] = set()
     while pending:
@@ -89,28 +92,29 @@ def _reasons(module: Module, entry: Function) -> Iterator[str]:
         for step in walk(function.body):
             if not isinstance(step, Instruction):
                 continue
-            at = f"line {module.line(step.start)}: "
-            for reason in _instruction(step, inner=function is not entry):
-                yield at + reason
-            for name in _names(step.operands):
-                if name in functions and step.opcode[0] != "call":
-                    yield f"{at}it takes the address of the function {name}"
+            inner = function is not entry
+            found = _opcode(step.opcode, inner)
+            if telling(step.text, step.start, step.end):  # few do, and operands take long to read
+                found += (*_registers(step, inner), *_addresses(step, functions))
+            for reason in found:
+                yield f"line {module.line(step.start)}: {reason}"
             if step.opcode[0] == "call":
                 called = _callee(step, functions)
                 if called is None:
-                    yield f"{at}it calls a function through a pointer"
+                    yield f"line {module.line(step.start)}: it calls a function through a pointer"
                 elif called not in _PRINTING:
                     target = functions[called]
                     if target is None:
-                        yield f"{at}it calls {called}, whose code is not here"
+                        yield f"line {module.line(step.start)}: it calls {called}, whose code is not here"
                     elif called not in seen:
                         seen.add(called)
                         pending.append(target)
             if _watches(step):
                 waiting.add(function.name)
     bodies = [f for name, f in functions.items() if f is not None and name in seen]
-    for function in bodies:
-        yield from _waits(module, function, waiting, functions)
+    if waiting:
+        for function in bodies:
+            yield from _waits(module, function, waiting, functions)
     yield from _mbarriers(bodies)
     yield from _leaves(module, entry, bodies)
 
@@ -142,8 +146,19 @@ def _callee(step: Instruction, functions: dict[str, Function | None]) -> str | N
     return known[0] if len(known) == 1 and not registers else None
 
 
-def _instruction(step: Instruction, *, inner: bool) -> Iterator[str]:
-    head, parts = step.opcode[0], step.opcode[1:]
+def _mentions(functions: Iterable[str]) -> Callable[[str, int, int], object]:
+    """A search for special registers that matter, and for names of functions, in a part of a text."""
+    words = (*_BLOCK_INDEX, *_SPECIAL, *functions)
+    return re.compile("|".join(map(re.escape, words))).search
+
+
+@cache
+def _opcode(opcode: tuple[str, ...], inner: bool) -> tuple[str, ...]:
+    """What speaks against an instruction whatever its operands are."""
+    return tuple(_opcode_reasons(opcode[0], opcode[1:], inner))
+
+
+def _opcode_reasons(head: str, parts: Sequence[str], inner: bool) -> Iterator[str]:
     if head in _REASONS:
         yield _REASONS[head]
     elif head not in _KNOWN:
@@ -162,6 +177,10 @@ def _instruction(step: Instruction, *, inner: bool) -> Iterator[str]:
         yield "it uses distributed shared memory"
     if head == "exit" and inner:
         yield "a function that it calls ends the kernel"
+
+
+def _registers(step: Instruction, inner: bool) -> Iterator[str]:
+    head, parts = step.opcode[0], step.opcode[1:]
     for name in _names(step.operands):
         if not name.startswith("%") or name.startswith(_HARMLESS):
             continue
@@ -174,16 +193,21 @@ def _instruction(step: Instruction, *, inner: bool) -> Iterator[str]:
         yield from (reason for special, reason in _SPECIAL.items() if name.startswith(special))
 
 
+def _addresses(step: Instruction, functions: Container[str]) -> Iterator[str]:
+    for name in _names(step.operands):
+        if name in functions and step.opcode[0] != "call":
+            yield f"it takes the address of the function {name}"
+
+
 _WORDS = ("u32", "b32", "s32")
 
 
 def _watches(step: Instruction) -> bool:
     """Whether it sees what other blocks write while it runs."""
-    if any(part in _PRIVATE for part in step.opcode[1:]):
+    head, parts = step.opcode[0], step.opcode[1:]
+    if head not in ("atom", "ld") or any(part in _PRIVATE for part in parts):
         return False
-    return step.opcode[0] == "atom" or (
-        step.opcode[0] == "ld" and any(part in _SEEN_BY_OTHERS for part in step.opcode[1:])
-    )
+    return head == "atom" or any(part in _SEEN_BY_OTHERS for part in parts)
 
 
 def _waits(
