@@ -112,9 +112,14 @@ def test_what_cannot_be_compiled_again_is_refused_with_the_reason(original: Kern
         stages_of(original, TARGET)
 
 
-def test_ttir_that_is_not_that_of_the_kernel_is_noticed() -> None:
-    with pytest.raises(CompileError, match="2049 bytes of shared memory, compiled again for 2048"):
-        recompile(replace(kernel("softmax"), dynamic_shared_bytes=2049), 2, TARGET)
+def test_a_depth_that_matters_and_cannot_be_found_is_an_error() -> None:
+    with pytest.raises(CompileError, match="12345 bytes of shared memory, compiled again for 8192, 16384, 24576"):
+        recompile(replace(kernel("matmul-w4"), dynamic_shared_bytes=12345), 2, TARGET)
+
+
+@pytest.mark.parametrize("name", ["layer-norm", "softmax"])  # loops that are not pipelined, and no loop at all
+def test_a_depth_that_does_not_matter_needs_not_be_found(name: str) -> None:
+    assert stages_of(replace(kernel(name), dynamic_shared_bytes=12345), TARGET) == stages_of(kernel(name), TARGET)
 
 
 def test_broken_ttir_and_unknown_targets_are_named() -> None:
