@@ -64,7 +64,8 @@ class Compiled:
 
         Its registers and its static shared memory are what ptxas says. Where there is no ptxas they
         are *estimated* from the PTX: registers as the most 32-bit words that are live at one place of
-        the text, plus 8, in steps of 8; on 49 kernels that was 0.7 to 2.4 times what ptxas took (median 1.2).
+        the text, in steps of 8. On 471 kernels of Triton that was 0.5 to 2.7 times what ptxas took
+        (median 1.14), on 159 of NVRTC 0.6 to 2.9 times (median 1.33).
 
         Parameters
         ----------
@@ -253,7 +254,7 @@ def _estimate(ptx: str) -> int:
     for step in change:
         live += step
         peak = max(peak, live)
-    return -(-(peak + 8) // 8) * 8
+    return -(-peak // 8) * 8
 
 
 def _static_shared(ptx: str) -> int:
