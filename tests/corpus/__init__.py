@@ -1,8 +1,9 @@
 """Kernels to try the elastic-kernel generator on, each a program of one launch with its data.
 
 ``tests/corpus/<kind>/<name>.miriam``; the kinds are ``cuda`` and ``triton``, and ``make_<kind>.py``
-writes them anew. What may become of a kernel stands in the program's ``meta``: ``expect`` is
-``elastic`` or ``opaque``, and ``why`` says why not. A name that ends in ``-large`` is the same kernel
+writes them anew. In the ``meta`` of a CUDA C++ kernel stands what may become of it: ``expect`` is
+``elastic``, ``opaque`` or, where it may be refused though it could be elastic, ``either``, and ``why``
+says why not. A name that ends in ``-large`` is the same kernel
 on a grid for a GPU, without contents in its buffers.
 """
 

@@ -50,6 +50,8 @@ class Case:
         ``bits``, or ``sorted`` where the order of what is written depends on the order of blocks.
     opaque
         Why it cannot be elastic, if it cannot.
+    doubtful
+        Why it may be refused although it could be elastic.
     """
 
     source: str
@@ -61,6 +63,7 @@ class Case:
     target: str = "sm_90"
     compare: str = "bits"
     opaque: str = ""
+    doubtful: str = ""
 
 
 Maker = Callable[["Numbers", bool], Case]
@@ -171,6 +174,13 @@ def bulk_copy(numbers: Numbers, large: bool) -> Case:
     return Case("tiles.cu", len(x), 32, {"x": x, "y": Out(x[:, ::-1] * 2)})
 
 
+@case(large=False)
+def barrier_object_left_behind(numbers: Numbers, large: bool) -> Case:
+    x = numbers.ints(4, 128)
+    arguments = {"x": x, "y": Out(x[:, ::-1] * 2)}
+    return Case("tiles.cu", len(x), 32, arguments, doubtful="leaves an mbarrier behind")
+
+
 @case()
 def named_barriers(numbers: Numbers, large: bool) -> Case:
     blocks, steps = (5000, 8) if large else (3, 3)
@@ -237,7 +247,8 @@ def exit_instruction(numbers: Numbers, large: bool) -> Case:
 def exit_in_a_function(numbers: Numbers, large: bool) -> Case:
     x = numbers.ints(20000 if large else 4, 64, low=-50, high=50)
     y = np.where(x < 0, -1, x * 3)
-    return Case("exits.cu", len(x), 64, {"x": x, "y": Out(y, np.full_like(y, -1))})
+    arguments = {"x": x, "y": Out(y, np.full_like(y, -1))}
+    return Case("exits.cu", len(x), 64, arguments, doubtful="a function ends the kernel")
 
 
 @case()
@@ -272,7 +283,8 @@ def backwards(numbers: Numbers, large: bool) -> Case:
 def called(numbers: Numbers, large: bool) -> Case:
     x = numbers.ints(200 if large else 2, 100 if large else 3, 32)
     where = np.arange(x.shape[0] * x.shape[1], dtype=np.int32).reshape(*x.shape[:2], 1)
-    return Case("geometry.cu", x.shape[1::-1], 32, {"x": x, "y": Out(x + where * 1000)})
+    arguments, why = {"x": x, "y": Out(x + where * 1000)}, "a function that is not inlined reads the block's index"
+    return Case("geometry.cu", x.shape[1::-1], 32, arguments, doubtful=why)
 
 
 @case()

@@ -3,7 +3,7 @@
     python tests/corpus/make_cuda.py [NAME ...]
 
 No GPU is needed, only NVRTC and ptxas; the same versions give the same files. In ``meta`` stand
-``expect`` (``elastic`` or ``opaque``, then ``why``) and ``compare`` (``bits``, or ``sorted`` where the
+``expect`` (``elastic``, ``opaque`` or ``either``; ``why``) and ``compare`` (``bits``, or ``sorted`` where the
 order of what is written depends on the order of blocks). Those that end in ``-large`` have a grid for a
 GPU; of their arrays only the small ones have contents. A file belongs to one run: some kernels add to
 what their outputs hold.
@@ -48,10 +48,10 @@ def make(name: str) -> Program:
     code = _compiled(case.source, case.target, tuple(case.options))
     build.launch(_kernel(name.removesuffix(LARGE), case, code), case.grid, *values)
     meta = {
-        "expect": "opaque" if case.opaque else "elastic", "compare": case.compare, "source": case.source,
-        "compiler": code.compiler,
+        "expect": "opaque" if case.opaque else "either" if case.doubtful else "elastic", "compare": case.compare,
+        "source": case.source, "compiler": code.compiler,
     }  # fmt: skip
-    return build.program(meta | ({"why": case.opaque} if case.opaque else {}))
+    return build.program(meta | ({"why": why} if (why := case.opaque or case.doubtful) else {}))
 
 
 def expected(name: str) -> dict[str, np.ndarray]:

@@ -123,8 +123,8 @@ extern "C" __global__ void barrier_object(const int *x, int *y) {
     if (threadIdx.x == 0) asm volatile("mbarrier.inval.shared::cta.b64 [%0];" ::"r"(at) : "memory");
 }
 
-// Bulk copies: one thread asks, all wait for the phase. The object is not given back.
-extern "C" __global__ void bulk_copy(const int *x, int *y) {
+// Bulk copies: one thread asks, all wait for the phase.
+__device__ __forceinline__ void copy_in_bulk(const int *x, int *y, bool give_back) {
     __shared__ __align__(128) int held[128];
     __shared__ __align__(8) unsigned long long gate;
     const unsigned at = in_shared(&gate), to = in_shared(held);
@@ -147,7 +147,14 @@ extern "C" __global__ void bulk_copy(const int *x, int *y) {
                      : "memory");
     while (!done);
     for (int i = threadIdx.x; i < 128; i += blockDim.x) y[blockIdx.x * 128 + i] = held[127 - i] * 2;
+    __syncthreads();
+    if (give_back && threadIdx.x == 0) asm volatile("mbarrier.inval.shared::cta.b64 [%0];" ::"r"(at) : "memory");
 }
+
+extern "C" __global__ void bulk_copy(const int *x, int *y) { copy_in_bulk(x, y, true); }
+
+// The barrier object is there when the block ends.
+extern "C" __global__ void barrier_object_left_behind(const int *x, int *y) { copy_in_bulk(x, y, false); }
 
 // Two halves of a block meet at barriers of their own: one makes, the other takes.
 extern "C" __global__ void named_barriers(const int *x, int *y, int steps) {
