@@ -98,10 +98,12 @@ def test_multiples():
 
 
 ALONE = "mov.u32 %r1, %ctaid.x;\n st.global.u32 [%rd1], %r1;"
+REGISTERS = ".reg .pred %p<4>; .reg .b32 %r<4>; .reg .b64 %rd<4>; .reg .f32 %f<4>; .param .b32 param0, param1, retval0;"
 
 
 def kernel(body: str, threads: int = 256, source: Source = Source.CUDA, **more) -> Kernel:
-    return Kernel("k", source, (threads, 1, 1), 32, ptx=PTX.format(name="k", salt="").replace("ret;", body), **more)
+    ptx = PTX.format(name="k", salt="").replace("ret;", f"{REGISTERS} {body} ret;")
+    return Kernel("k", source, (threads, 1, 1), 32, ptx=ptx, **more)
 
 
 def test_independent_threads_may_share_a_physical_one():
@@ -127,6 +129,11 @@ def test_threads_that_know_of_each_other_stay_as_they_are(body):
     assert block_sizes(kernel(body)) == (256,)
     assert block_sizes(kernel(body, source=Source.TRITON, ttir="module {}")) == (32, 64, 128, 256)
     assert block_sizes(kernel(body, source=Source.TRITON)) == (256,)
+
+
+def test_code_that_cannot_be_read_stays_as_it_is():
+    assert block_sizes(kernel(ALONE + "]")) == (256,)
+    assert block_sizes(replace(kernel(ALONE), name="another")) == (256,)
 
 
 def test_shared_memory_forbids_thin_blocks():

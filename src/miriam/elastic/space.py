@@ -20,25 +20,21 @@ reads as an empty device. Registers, shared memory and bandwidth do not appear.
 
 from __future__ import annotations
 
+import functools
 import math
-import re
 from dataclasses import dataclass
 
 from miriam.device.base import Geometry
+from miriam.elastic.ptx import parse
 from miriam.elastic.shards import slices
+from miriam.elastic.thin import why_not_thin
+from miriam.errors import PtxError
 from miriam.program import Kernel, Source
 
 __all__ = ["Candidate", "Shape", "Space", "block_sizes", "multiples", "o_score", "shrink", "wi_score"]
 
 _WARP = 32
 _KEEP_ONE_IN = 5  # rule (d)
-
-# Whatever makes the threads of a block wait for, talk to or know each other. Matched anywhere in the text, so
-# a name that happens to contain one of these words costs a choice and never a wrong result.
-_TOGETHER = re.compile(
-    r"\bbar\.|barrier|\.shared|shfl|\bvote|\bmatch\.|redux|activemask|lanemask|laneid|warpid|nwarpid"
-    r"|\belect\b|elect\.sync|mma|ldmatrix|stmatrix|cp\.async|tcgen05|setmaxnreg|cluster|\bcall\b"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,20 +106,30 @@ def multiples(threads: int) -> tuple[int, ...]:
 def block_sizes(kernel: Kernel) -> tuple[int, ...]:
     """Threads that a block of ``kernel`` may have, smallest first.
 
-    A kernel whose threads know nothing of each other (no barrier, shared memory or warp-level
-    operation in its PTX) can run several logical threads on a physical one: whole warps below its
-    size. A Triton kernel can be compiled again for half its warps, and half of those. Any other
-    kernel has its own size alone. When in doubt the answer is the smaller set.
+    A kernel whose threads know nothing of each other (:func:`miriam.elastic.thin.why_not_thin`) can run
+    several logical threads on a physical one: whole warps below its size. A Triton kernel can be
+    compiled again for half its warps, and half of those. Any other kernel has its own size alone.
+    When in doubt the answer is the smaller set.
     """
     own = kernel.threads
     if kernel.opaque:
         return (own,)
-    if kernel.ptx is not None and not kernel.shared_bytes and not _TOGETHER.search(kernel.ptx):
+    if not kernel.shared_bytes and _thin(kernel):
         return multiples(own)
     warps = own // _WARP
     if kernel.source is Source.TRITON and kernel.ttir and own == warps * _WARP and warps.bit_count() == 1:
         return tuple(_WARP << i for i in range(warps.bit_length()))
     return (own,)
+
+
+@functools.lru_cache(maxsize=1024)
+def _thin(kernel: Kernel) -> bool:
+    try:
+        module = parse(kernel.ptx or "", kernel.name)
+    except PtxError:
+        return False
+    entry = next((entry for entry in module.entries if entry.name == kernel.name), None)
+    return entry is not None and not why_not_thin(module, entry)
 
 
 def wi_score(rt: Shape, blocks: int, threads: int, geometry: Geometry) -> float:
