@@ -184,7 +184,10 @@ def assemble_many(
 
 def _packages(name: str) -> list[Path]:
     # found, not imported: Triton takes a second, and a broken one should not matter here
-    spec = importlib.util.find_spec(name)
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        return []
     return [Path(folder) for folder in (spec and spec.submodule_search_locations) or ()]
 
 
