@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["LARGE", "Case", "Out", "case_names", "make_case"]
+__all__ = ["LARGE", "Case", "Numbers", "Out", "case", "case_names", "make_case", "tiles"]
 
 LARGE = "-large"
 
@@ -106,7 +106,8 @@ def make_case(name: str) -> Case:
     return _CASES[name.removesuffix(LARGE)](Numbers(name), name.endswith(LARGE))
 
 
-def _tiles(extent: int, tile: int) -> int:
+def tiles(extent: int, tile: int) -> int:
+    """How many tiles cover an extent."""
     return -(-extent // tile)
 
 
@@ -114,7 +115,7 @@ def _matmul(numbers: Numbers, large: bool, dynamic: bool) -> Case:
     m, n, k, tile = (1000, 1500, 200, 16) if large else (20, 12, 18, 8)
     a, b = numbers.floats(m, k), numbers.floats(k, n)
     arguments = {"a": a, "b": b, "c": Out(a @ b), "m": m, "n": n, "k": k}
-    grid, block = (_tiles(n, tile), _tiles(m, tile)), (tile, tile)
+    grid, block = (tiles(n, tile), tiles(m, tile)), (tile, tile)
     shared = tile * tile * 8 if dynamic else 0
     return Case("tiles.cu", grid, block, arguments, shared, () if dynamic else (f"-DTILE={tile}",))
 
@@ -136,7 +137,7 @@ def stencil(numbers: Numbers, large: bool) -> Case:
     p = np.pad(x, 1)
     y = 4 * x - p[:-2, 1:-1] - p[2:, 1:-1] - p[1:-1, :-2] - p[1:-1, 2:]
     arguments = {"x": x, "y": Out(y), "height": height, "width": width}
-    grid = (_tiles(width, tile), _tiles(height, tile))
+    grid = (tiles(width, tile), tiles(height, tile))
     return Case("tiles.cu", grid, (tile, tile), arguments, options=(f"-DTILE={tile}",))
 
 
@@ -195,7 +196,7 @@ def named_barriers(numbers: Numbers, large: bool) -> Case:
 def guarded(numbers: Numbers, large: bool) -> Case:
     n, block = (3_000_001, 256) if large else (299, 64)
     x = numbers.floats(n)
-    return Case("exits.cu", _tiles(n, block), block, {"x": x, "y": Out(x * 2 + 1), "n": n})
+    return Case("exits.cu", tiles(n, block), block, {"x": x, "y": Out(x * 2 + 1), "n": n})
 
 
 @case()
@@ -302,7 +303,7 @@ def recursion(numbers: Numbers, large: bool) -> Case:
     n, block = 120, 32
     after = np.maximum(np.arange(n) // 2, 0).astype(np.int32)
     y = np.array([int(i).bit_length() for i in range(n)], np.int32) + np.arange(n, dtype=np.int32) // block * 100
-    return Case("geometry.cu", _tiles(n, block), block, {"next": after, "y": Out(y), "n": n})
+    return Case("geometry.cu", tiles(n, block), block, {"next": after, "y": Out(y), "n": n})
 
 
 @case()
@@ -355,111 +356,6 @@ def widest(numbers: Numbers, large: bool) -> Case:
     return Case("geometry.cu", len(x), 1024, {"x": x, "y": Out(x[:, (np.arange(1024) * 5 + 3) % 1024])})
 
 
-@case()
-def histogram(numbers: Numbers, large: bool) -> Case:
-    n, blocks, block = (4_000_000, 1000, 256) if large else (500, 4, 32)
-    x, start = numbers.ints(n, high=300), numbers.ints(64)
-    bins = start + np.bincount(x & 63, minlength=64)
-    return Case("atomics.cu", blocks, block, {"x": x, "bins": Out(bins.astype(np.int32), start), "n": n})
-
-
-@case()
-def reduction(numbers: Numbers, large: bool) -> Case:
-    n, blocks, block = (4_000_000, 1500, 256) if large else (700, 4, 64)
-    x = numbers.floats(n)
-    padded = np.pad(x, (0, -n % (blocks * block)))
-    y = padded.reshape(-1, blocks, block).sum((0, 2)).astype(np.float32)
-    return Case("atomics.cu", blocks, block, {"x": x, "y": Out(y), "n": n})
-
-
-@case()
-def compaction(numbers: Numbers, large: bool) -> Case:
-    x = numbers.ints(20000 if large else 4, 64)
-    y = np.full_like(x, -1)
-    start = y.copy()
-    for row, found in zip(y, x, strict=True):
-        odd = found[found % 2 == 1]
-        row[: len(odd)] = odd
-    counts = (x % 2).sum(1).astype(np.int32)
-    return Case("atomics.cu", len(x), 64, {"x": x, "y": Out(y, start), "counts": Out(counts)})
-
-
-@case()
-def in_place(numbers: Numbers, large: bool) -> Case:
-    n, block = (3_000_001, 256) if large else (299, 64)
-    x, y = numbers.floats(n), numbers.floats(n)
-    return Case("atomics.cu", _tiles(n, block), block, {"x": x, "y": Out(x + y, y), "n": n})
-
-
-@case()
-def tickets(numbers: Numbers, large: bool) -> Case:
-    x = numbers.ints(5000 if large else 5, 32)
-    found = (x * 100 + np.arange(len(x))[:, None])[x % 3 == 0]
-    y = np.full(x.size, -1, np.int32)
-    start = y.copy()
-    y[: len(found)] = found
-    count = np.array([len(found)], np.int32)
-    arguments = {"x": x, "next": Out(count, np.zeros_like(count)), "y": Out(y, start)}
-    return Case("atomics.cu", len(x), 32, arguments, compare="sorted")
-
-
-@case()
-def greatest(numbers: Numbers, large: bool) -> Case:
-    x = np.abs(numbers.floats(20000 if large else 4, 32)) * 8 + np.arange(32, dtype=np.float32)
-    start = np.zeros(4, np.float32)
-    return Case("atomics.cu", len(x), 32, {"x": x, "y": Out(x.reshape(-1, 8, 4).max((0, 1)), start)})
-
-
-@case()
-def last_block_sums(numbers: Numbers, large: bool) -> Case:
-    x = numbers.ints(5000 if large else 6, 32)
-    zero = np.zeros(1, np.uint32)
-    arguments = {
-        "x": x, "parts": Out(x.sum(1, dtype=np.int32), scratch=True), "done": Out(zero, zero, scratch=True),
-        "y": Out(x.sum(dtype=np.int32).reshape(1)),
-    }  # fmt: skip
-    return Case("atomics.cu", len(x), 32, arguments)
-
-
-@case()
-def work_queue(numbers: Numbers, large: bool) -> Case:
-    items, blocks = (20000, 500) if large else (7, 3)
-    x = numbers.ints(items, 32)
-    taken = np.array([items + blocks], np.uint32)
-    y = x * 3 + np.arange(items, dtype=np.int32)[:, None]
-    arguments = {"x": x, "y": Out(y), "next": Out(taken, np.zeros_like(taken), scratch=True), "items": items}
-    return Case("atomics.cu", blocks, 32, arguments)
-
-
-@case(large=False)
-def float_atomics(numbers: Numbers, large: bool) -> Case:
-    x = numbers.floats(20000 if large else 4, 32)
-    y = np.append(x.reshape(-1, 8).sum(0), np.int32(x.size - 1).view(np.float32)).astype(np.float32)
-    return Case("atomics.cu", len(x), 32, {"x": x, "y": Out(y, np.zeros(9, np.float32))})
-
-
-@case()
-def half_pairs(numbers: Numbers, large: bool) -> Case:
-    n, block = (1_000_001, 256) if large else (150, 64)
-    x, y = (numbers.floats(n, 2).astype(np.float16) for _ in range(2))
-    arguments = {"x": x, "y": Out(x * np.float16(2) + y, y), "a": np.float16(2), "n": n}
-    return Case("halves.cu", _tiles(n, block), block, arguments)
-
-
-@case()
-def vectors(numbers: Numbers, large: bool) -> Case:
-    n, block = (1_000_001, 256) if large else (150, 64)
-    x = numbers.floats(n, 4)
-    y, sums = x[:, ::-1] + np.arange(4, dtype=np.float32), x.sum(1).astype(np.float64)
-    return Case("halves.cu", _tiles(n, block), block, {"x": x, "y": Out(y), "sums": Out(sums), "n": n})
-
-
-@case()
-def tensor_cores(numbers: Numbers, large: bool) -> Case:
-    m, n, k = (2000, 1600, 64) if large else (32, 48, 32)
-    a, b = numbers.floats(m, k), numbers.floats(k, n)
-    arguments = {"a": a.astype(np.float16), "b": b.astype(np.float16), "c": Out(a @ b), "n": n, "k": k}
-    return Case("halves.cu", (n // 16, m // 16), 32, arguments)
-
-
-import cuda_refused  # noqa: E402, F401 - registers its cases, and takes from here what they are made of
+# each of them registers its cases, and takes from here what they are made of
+import cuda_atomics  # noqa: E402, F401
+import cuda_refused  # noqa: E402, F401
