@@ -4,7 +4,7 @@ A gate looks at how the last pass ended, finds the first launch that is not comp
 next inference if there is nothing left of this one, and takes over the lane's limit as the width
 of the pass. Entries, each with the addresses of the inference and the lane:
 
-* ``miriam_gate_exclusive``, one thread: for passes of direct launches. No other lane may have a
+* ``miriam_gate_exclusive``, one block of ``EXCLUSIVE_THREADS``: for passes of direct launches. No other lane may have a
   pass of this inference in flight.
 * ``miriam_gate_claimed``, one block of ``CLAIMED_THREADS``: for passes of looped launches. Other
   lanes may have claimed passes of the same inference in flight, but no exclusive one, and the gate
@@ -13,12 +13,13 @@ of the pass. Entries, each with the addresses of the inference and the lane:
 
 from __future__ import annotations
 
-from miriam.elastic.state import ALL, COUNTER_BYTES, EPOCHS, MAX_LAUNCHES, NONE
+from miriam.elastic.state import ALL, COPIES, COPY_BYTES, COUNTER_BYTES, EPOCHS, MAX_LAUNCHES, NONE
 
-__all__ = ["CLAIMED", "CLAIMED_THREADS", "EXCLUSIVE", "GATES"]
+__all__ = ["CLAIMED", "CLAIMED_THREADS", "EXCLUSIVE", "EXCLUSIVE_THREADS", "GATES"]
 
 EXCLUSIVE = "miriam_gate_exclusive"
 CLAIMED = "miriam_gate_claimed"
+EXCLUSIVE_THREADS = 32
 CLAIMED_THREADS = 256
 
 # next, epoch: in and out. Moves on to the next inference if this one is complete and another is
@@ -45,32 +46,41 @@ $begun:
 	selp.u32 %first, {MAX_LAUNCHES}, %next, %p;
 """
 
+# Thread i writes copy i of the lane's words, from what the first thread put into shared memory.
 _PUBLISH = f"""
+	bar.sync 0;
+	setp.ge.u32 %p, %me, {COPIES};
+	@%p ret;
+	ld.shared.v4.b32 {{%next, %epoch, %limit, %first}}, [shared];
 	shl.b32 %t, %epoch, 16;
 	or.b32 %t, %t, %first;
-	st.relaxed.gpu.global.u32 [%lane+4], %limit;
-	st.relaxed.gpu.global.u32 [%lane+8], %t;
-	st.relaxed.gpu.global.u32 [%lane+12], {NONE};
+	mad.wide.u32 %at, %me, {COPY_BYTES}, %lane;
+	st.relaxed.gpu.global.u32 [%at+4], %limit;
+	st.relaxed.gpu.global.u32 [%at+8], %t;
+	st.relaxed.gpu.global.u32 [%at+12], {NONE};
 """
 
 _REGISTERS = """
 	.reg .pred %p, %q, %go, %fresh;
-	.reg .b32 %next, %epoch, %claimed, %launches, %begun, %wanted, %limit, %first, %stop, %t, %done, %blocks, %i, %n;
+	.reg .b32 %next, %epoch, %claimed, %launches, %begun, %wanted, %limit, %first, %stop, %t, %done, %shares, %i, %n;
 	.reg .b16 %half;
+	.reg .b32 %me;
 	.reg .b64 %inference, %lane, %last, %counters, %taken, %at;
+	.shared .align 16 .b32 shared[8];
+	mov.u32 %me, %tid.x;
 	ld.param.u64 %inference, [inference];
 	ld.param.u64 %lane, [lane];
 """
 
-# %next advances over launches whose blocks have all ended; acquire, for what other lanes' blocks wrote.
+# %next advances over launches whose shares have all ended; acquire, for what other lanes' blocks wrote.
 _SCAN = f"""
 $scan:
 	setp.ge.u32 %p, %next, %launches;
 	@%p bra $scanned;
 	mad.wide.u32 %at, %next, {COUNTER_BYTES}, %counters;
 	ld.acquire.gpu.global.u32 %done, [%at+4];
-	ld.global.u32 %blocks, [%at+8];
-	setp.ne.u32 %p, %done, %blocks;
+	ld.global.u32 %shares, [%at+8];
+	setp.ne.u32 %p, %done, %shares;
 	@%p bra $scanned;
 	add.u32 %next, %next, 1;
 	bra $scan;
@@ -94,8 +104,10 @@ $stopped:
 
 _EXCLUSIVE = f"""
 .visible .entry {EXCLUSIVE}(.param .u64 inference, .param .u64 lane)
-.reqntid 1
+.reqntid {EXCLUSIVE_THREADS}
 {{{_REGISTERS}
+	setp.ne.u32 %go, %me, 0;
+	@%go bra $told;
 	ld.relaxed.gpu.global.v4.u32 {{%next, %epoch, %claimed, %launches}}, [%inference];
 	ld.global.u64 %counters, [%inference+32];
 	setp.eq.u32 %p, %claimed, 0;
@@ -108,6 +120,8 @@ $exclusive:
 	st.relaxed.gpu.global.v2.u32 [%inference], {{%next, %epoch}};
 	st.relaxed.gpu.global.u32 [%inference+8], 0;
 	st.global.u64 [%inference+40], %lane;
+	st.shared.v4.b32 [shared], {{%next, %epoch, %limit, %first}};
+$told:
 {_PUBLISH}
 	ret;
 }}
@@ -117,33 +131,34 @@ _CLAIMED = f"""
 .visible .entry {CLAIMED}(.param .u64 inference, .param .u64 lane)
 .reqntid {CLAIMED_THREADS}
 {{{_REGISTERS}
-	.reg .b32 %me, %count;
-	.shared .align 8 .b32 shared[4];
-	mov.u32 %me, %tid.x;
-	ld.relaxed.gpu.global.v4.u32 {{%next, %epoch, %claimed, %launches}}, [%inference];
+	.reg .b32 %count;
 	ld.global.u64 %taken, [%inference+24];
 	ld.global.u64 %counters, [%inference+32];
-	setp.ne.u32 %q, %claimed, 0;
-	@%q bra $stopped;
-{_STOPPED}
-	bar.sync 0;
 	setp.ne.u32 %go, %me, 0;
 	@%go bra $told;
-	@!%q bra $latch;
+	ld.relaxed.gpu.global.v4.u32 {{%next, %epoch, %claimed, %launches}}, [%inference];
+	setp.ne.u32 %q, %claimed, 0;
+	@%q bra $shared;
+{_STOPPED}
+	bra $latch;
+$shared:
 {_SCAN}
 $latch:
 {_LATCH}
-	selp.u32 %t, 1, 0, %fresh;
-	st.shared.v4.b32 [shared], {{%next, %epoch, %t, 0}};
-	st.relaxed.gpu.global.v4.u32 [%inference], {{%next, %epoch, 1, %launches}};
+	// A claimed pass of an inference under way finds its counters in use; any other one sets them.
+	not.pred %p, %fresh;
+	and.pred %p, %p, %q;
+	selp.u32 %t, 0, 1, %p;
+	st.shared.v4.b32 [shared], {{%next, %epoch, %limit, %first}};
+	st.shared.v2.b32 [shared+16], {{%t, %launches}};
+	st.relaxed.gpu.global.v2.u32 [%inference], {{%next, %epoch}};
+	st.relaxed.gpu.global.u32 [%inference+8], 1;
 	st.global.u64 [%inference+40], 0;
 $told:
 	bar.sync 0;
-	ld.shared.v4.b32 {{%next, %epoch, %t, %n}}, [shared];
-	setp.ne.u32 %fresh, %t, 0;
-	// A claimed pass of an inference under way finds its counters in use.
-	not.pred %p, %fresh;
-	and.pred %p, %p, %q;
+	ld.shared.v2.b32 {{%next, %epoch}}, [shared];
+	ld.shared.v2.b32 {{%t, %launches}}, [shared+16];
+	setp.eq.u32 %p, %t, 0;
 	@%p bra $counted;
 	add.u32 %i, %next, %me;
 $clear:
@@ -161,11 +176,11 @@ $cleared:
 	mad.wide.u32 %at, %next, 8, %taken;
 	ld.global.u64 %taken, [%at];
 	mad.wide.u32 %counters, %next, {COUNTER_BYTES}, %counters;
-	ld.global.u32 %blocks, [%counters+8];
+	ld.global.u32 %shares, [%counters+8];
 	mov.u32 %i, %me;
 	mov.u32 %count, 0;
 $count:
-	setp.ge.u32 %p, %i, %blocks;
+	setp.ge.u32 %p, %i, %shares;
 	@%p bra $sum;
 	mad.wide.u32 %at, %i, 2, %taken;
 	ld.global.u16 %half, [%at];
@@ -178,8 +193,6 @@ $count:
 $sum:
 	red.relaxed.gpu.global.add.u32 [%counters+4], %count;
 $counted:
-	bar.sync 0;
-	@%go ret;
 {_PUBLISH}
 	ret;
 }}

@@ -1,8 +1,12 @@
 """What elastic kernels keep in device memory, and what each launch of one is told.
 
+The blocks of a launch are dealt out in *shares*: share s of S holds the logical blocks s, s + S,
+s + 2 S, and so on. A worker takes a whole share, and looks up from its work between two shares.
+With as many shares as blocks that is between any two blocks.
+
 An *inference* is one run of a program; a *lane* is a stream in which *passes* over the program's
 launches are enqueued, each behind a gate. All progress lies in these records, so a pass may stop
-between any two logical blocks and another pass, in this lane or another, goes on from there.
+between any two shares and another pass, in this lane or another, goes on from there.
 
 ``docs/elastic.md`` tells the protocol; ``tests/protocol_model.py`` searches all its interleavings.
 """
@@ -16,6 +20,8 @@ __all__ = [
     "ALL",
     "ARGUMENT_ALIGN",
     "ARGUMENT_BYTES",
+    "COPIES",
+    "COPY_BYTES",
     "COUNTER_BYTES",
     "EPOCHS",
     "INFERENCE_BYTES",
@@ -28,6 +34,7 @@ __all__ = [
     "Counter",
     "Inference",
     "Lane",
+    "shares",
 ]
 
 ALL = 0xFFFFFFFF  # a limit that holds nobody back
@@ -35,13 +42,16 @@ NONE = 0xFFFFFFFF  # no launch: a pass that has not stopped
 EPOCHS = 0xFFFF  # inferences are numbered 1 to 65535 and from 1 again
 MAX_LAUNCHES = 0xFFFF  # of a program: ``first`` shares its word with the number of the inference
 
-TAKEN_BYTES = 2  # for each logical block: the number of the inference that took it last
-SLOT_BYTES = 8  # for each worker of a looped launch: one past the block it runs, and the end of its claim
+COPIES = 16  # of a lane's words: a thousand workers that begin together would queue for a single one
+COPY_BYTES = 128  # apart: a line of the cache each
+
+TAKEN_BYTES = 2  # for each share: the number of the inference that took it last
+SLOT_BYTES = 4  # for each worker of a looped launch: one past the share it runs, or 0
 
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """One lane: 16 bytes that a worker loads at once.
+    """One lane: 16 bytes that a worker loads at once, of which there are ``COPIES``.
 
     Attributes
     ----------
@@ -65,13 +75,14 @@ class Lane:
     stop: int = NONE
 
     def pack(self) -> bytes:
-        """As it lies in memory."""
-        return struct.pack("<IIHHI", self.limit, self.width, self.first, self.epoch, self.stop)
+        """All copies as they lie in memory."""
+        words = struct.pack("<IIHHI", self.limit, self.width, self.first, self.epoch, self.stop)
+        return words.ljust(COPY_BYTES, b"\0") * COPIES
 
     @staticmethod
     def unpack(raw: bytes) -> Lane:
-        """The record in ``raw``."""
-        return Lane(*struct.unpack("<IIHHI", raw))
+        """The first copy in ``raw``."""
+        return Lane(*struct.unpack_from("<IIHHI", raw))
 
 
 LANE_BYTES = len(Lane().pack())
@@ -84,18 +95,18 @@ class Counter:
     Attributes
     ----------
     claimed, done
-        Logical blocks handed out (it runs past ``blocks``), and logical blocks that have ended.
-    blocks
-        Logical blocks that there are.
+        Shares handed out (it runs past ``shares``), and shares whose blocks have all ended.
+    shares
+        Shares that there are.
     """
 
     claimed: int
     done: int
-    blocks: int
+    shares: int
 
     def pack(self) -> bytes:
         """As it lies in memory."""
-        return struct.pack("<IIII", self.claimed, self.done, self.blocks, 0)
+        return struct.pack("<IIII", self.claimed, self.done, self.shares, 0)
 
 
 COUNTER_BYTES = len(Counter(0, 0, 0).pack())
@@ -160,10 +171,10 @@ class Argument:
         lane's first slot.
     index
         Which launch of the program this is.
+    shares
+        Shares of this launch.
     grid
         The logical grid.
-    chunk
-        Logical blocks that a worker of a looped launch claims at once.
     """
 
     lane: int
@@ -171,15 +182,24 @@ class Argument:
     counter: int
     slots: int
     index: int
+    shares: int
     grid: tuple[int, int, int]
-    chunk: int = 1
 
     def pack(self) -> bytes:
         """As the kernel receives it."""
         x, y, z = self.grid
         addresses = (self.lane, self.taken, self.counter, self.slots)
-        return struct.pack("<QQQQIIIIII", *addresses, self.index, x * y * z, x, y, z, self.chunk)
+        return struct.pack("<QQQQIIIIII", *addresses, self.index, x * y * z, self.shares, x, y, z)
 
 
-ARGUMENT_BYTES = len(Argument(0, 0, 0, 0, 0, (1, 1, 1)).pack())
+ARGUMENT_BYTES = len(Argument(0, 0, 0, 0, 0, 1, (1, 1, 1)).pack())
 ARGUMENT_ALIGN = 8
+
+
+def shares(blocks: int, each: int) -> int:
+    """Shares of a launch so that each holds at most ``each`` blocks.
+
+    >>> shares(1000, 4), shares(1000, 1)
+    (250, 1000)
+    """
+    return -(-blocks // each)

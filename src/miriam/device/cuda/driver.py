@@ -217,6 +217,10 @@ class Stream:
         call = {1: "cuMemsetD8Async", 2: "cuMemsetD16Async", 4: "cuMemsetD32Async"}[width]
         check(call, destination, value, count, self.handle)
 
+    def fill_rows(self, destination: int, pitch: int, value: int, rows: int) -> None:
+        """Enqueue a fill of ``rows`` words of 4 bytes that lie ``pitch`` bytes apart."""
+        check("cuMemsetD2D32Async", destination, pitch, value, 1, rows, self.handle)
+
     def begin_capture(self) -> None:
         """Collect what follows into a graph instead of running it."""
         check("cuStreamBeginCapture", self.handle, _enum("CUstreamCaptureMode", "CU_STREAM_CAPTURE_MODE_THREAD_LOCAL"))

@@ -1,0 +1,276 @@
+"""Elastic programs on a GPU: progress in device memory, lanes with limits, passes that stop and go on."""
+
+from __future__ import annotations
+
+import itertools
+import struct
+from collections.abc import Iterable, Sequence
+
+from miriam.device.cuda.driver import Function, Gpu, Graph, Module, Stream
+from miriam.device.cuda.instance import Instance
+from miriam.elastic.gate import CLAIMED, CLAIMED_THREADS, EXCLUSIVE, EXCLUSIVE_THREADS, GATES
+from miriam.elastic.memory import COPY, FILL, MEMORY, MEMORY_THREADS, memory_grid
+from miriam.elastic.ptxas import assemble_many
+from miriam.elastic.rewrite import Form, rewrite
+from miriam.elastic.state import (
+    ALL,
+    COPIES,
+    COPY_BYTES,
+    COUNTER_BYTES,
+    INFERENCE_BYTES,
+    LANE_BYTES,
+    MAX_LAUNCHES,
+    NONE,
+    SLOT_BYTES,
+    TAKEN_BYTES,
+    Argument,
+    Counter,
+    Inference,
+    Lane,
+    shares,
+)
+from miriam.errors import DeviceError
+from miriam.program import Kernel, Launch, Pointer, Program, Source
+
+__all__ = ["ElasticCode", "ElasticInstance", "ElasticLane"]
+
+
+class ElasticCode:
+    """The elastic forms of a program's kernels, loaded for one GPU; its instances share them."""
+
+    def __init__(self, program: Program) -> None:
+        self.forms: dict[str, tuple[Form, ...]] = {}
+        self._names: dict[str, str] = {}
+        self._modules: dict[str, Module] = {}
+        kernels = {kernel.digest: kernel for kernel in program.kernels if kernel.ptx is not None}
+        made = {digest: rewrite(kernel.ptx or "", [kernel.name]) for digest, kernel in kernels.items()}
+        self.forms = {digest: made[digest].forms[kernel.name] for digest, kernel in kernels.items()}
+        self._names = {digest: kernel.name for digest, kernel in kernels.items()}
+        try:
+            images = assemble_many((rewritten.ptx, program.target) for rewritten in made.values())
+            for digest, image in zip(made, images, strict=True):
+                if isinstance(image, Exception):
+                    raise image
+                self._modules[digest] = Module(image.cubin)
+            copies = rewrite(MEMORY)
+            self._memory = Module(copies.ptx.encode() + b"\0")
+            self._gates = Module(GATES.encode() + b"\0")
+        except BaseException:
+            self.close()
+            raise
+
+    def function(self, kernel: Kernel, form: Form) -> Function:
+        """A form of ``kernel`` for the current context."""
+        if kernel.source in (Source.COPY, Source.FILL):
+            return self._memory.function(form.of(COPY if kernel.source is Source.COPY else FILL))
+        name = form.of(self._names[kernel.digest])
+        return self._modules[kernel.digest].function(name, kernel.dynamic_shared_bytes)
+
+    def gate(self, name: str) -> Function:
+        """A gate for the current context."""
+        return self._gates.function(name)
+
+    def has(self, kernel: Kernel, form: Form) -> bool:
+        """Whether ``kernel`` has that form."""
+        return kernel.ptx is None or form in self.forms[kernel.digest]
+
+    def close(self) -> None:
+        """Unload everything."""
+        for module in (*self._modules.values(), *(getattr(self, n, None) for n in ("_memory", "_gates"))):
+            if module is not None:
+                module.close()
+        self._modules = {}
+
+
+class ElasticInstance:
+    """The progress of one instance of a program.
+
+    Parameters
+    ----------
+    gpu
+        Where.
+    instance
+        The buffers; closed by its owner, after this.
+    code
+        The elastic kernels.
+    each
+        For each launch the logical blocks of a share; one by default.
+
+    Raises
+    ------
+    DeviceError
+        A launch cannot run from the program's file, or there are more launches than a lane counts.
+    """
+
+    def __init__(
+        self, gpu: Gpu, instance: Instance, code: ElasticCode, each: Sequence[int] | None = None
+    ) -> None:
+        program = instance.program
+        if len(program.launches) >= MAX_LAUNCHES:
+            raise DeviceError(f"{program.name} has {len(program.launches)} launches, a lane counts to {MAX_LAUNCHES}")
+        if not program.runnable:
+            raise DeviceError(f"{program.name} cannot run from its file: the code of some launches is not in it")
+        self.instance = instance
+        self.code = code
+        self._gpu = gpu
+        self._memory: list[int] = []
+        self.grids = [self._grid(step) for step in program.launches]
+        blocks = [x * y * z for x, y, z in self.grids]
+        self.shares = [shares(n, c) for n, c in zip(blocks, each or [1] * len(blocks), strict=True)]
+        starts = [0, *itertools.accumulate(-(-n * TAKEN_BYTES // 16) * 16 for n in self.shares)]
+        try:
+            taken = self._allocate(starts[-1])
+            self._taken = [taken + start for start in starts[:-1]]
+            self._counters = self._allocate(len(blocks) * COUNTER_BYTES)
+            table = self._allocate(len(blocks) * 8)
+            self._inference = self._allocate(INFERENCE_BYTES)
+            gpu.write(taken, bytes(starts[-1]))
+            gpu.write(self._counters, b"".join(Counter(0, 0, n).pack() for n in self.shares))
+            gpu.write(table, struct.pack(f"<{len(blocks)}Q", *self._taken))
+            start = Inference(len(blocks), table, self._counters, next=len(blocks))
+            gpu.write(self._inference, start.pack())
+        except BaseException:
+            self.close()
+            raise
+
+    def _allocate(self, size_bytes: int) -> int:
+        self._memory.append(self._gpu.allocate(size_bytes))
+        return self._memory[-1]
+
+    def _grid(self, step: Launch) -> tuple[int, int, int]:
+        kernel = self.instance.program.kernels[step.kernel]
+        if kernel.source not in (Source.COPY, Source.FILL):
+            return step.grid
+        return (memory_grid(_number(step, 3) * _number(step, 2) if kernel.source is Source.FILL else _number(step, 2)),
+                1, 1)  # fmt: skip
+
+    def lane(self, workers: int = 4096, sms: int | None = None) -> ElasticLane:
+        """A lane of this instance.
+
+        Parameters
+        ----------
+        workers
+            The most that a looped launch in it may have.
+        sms
+            SMs that its streams have; all by default. Decides which form a launch takes.
+        """
+        return ElasticLane(self._gpu, self, workers, sms or self._gpu.geometry.sms)
+
+    @property
+    def progress(self) -> Inference:
+        """The record that the gates keep; read while no pass is in flight."""
+        return Inference.unpack(self._gpu.read(self._inference, INFERENCE_BYTES))
+
+    @property
+    def done(self) -> list[int]:
+        """Shares that have ended, by launch, as claimed passes count them."""
+        raw = self._gpu.read(self._counters, len(self.grids) * COUNTER_BYTES)
+        return [done for _, done, _, _ in struct.iter_unpack("<IIII", raw)]
+
+    def close(self) -> None:
+        """Give the memory back; lanes are closed before."""
+        for address in self._memory:
+            self._gpu.free(address)
+        self._memory = []
+
+
+class ElasticLane:
+    """A lane: its limit, and the passes that run under it."""
+
+    def __init__(self, gpu: Gpu, elastic: ElasticInstance, workers: int, sms: int) -> None:
+        self.workers = workers
+        self.sms = sms
+        self._gpu = gpu
+        self._elastic = elastic
+        self._record = gpu.allocate(LANE_BYTES)
+        self._slots = gpu.allocate(workers * SLOT_BYTES)
+        gpu.write(self._record, Lane().pack())
+
+    @property
+    def record(self) -> Lane:
+        """What the lane's words say now."""
+        return Lane.unpack(self._gpu.read(self._record, LANE_BYTES))
+
+    @property
+    def complete(self) -> bool:
+        """Whether the last pass, an exclusive one that has ended, completed its inference."""
+        record = self.record
+        return record.first != MAX_LAUNCHES and record.stop == NONE
+
+    def limit(self, stream: Stream, workers: int = ALL) -> None:
+        """Enqueue a change of the limit."""
+        stream.fill_rows(self._record, COPY_BYTES, workers, COPIES)
+
+    def enqueue(self, stream: Stream, *, workers: int | None = None, launches: Iterable[int] | None = None) -> None:
+        """Enqueue a pass: the gate and the launches.
+
+        Parameters
+        ----------
+        workers
+            Of each launch, for a pass of looped launches that other lanes may share; None for an
+            exclusive pass, with a worker for each share.
+        launches
+            Some of them, in order; what comes behind one that is left out is wrong.
+
+        Raises
+        ------
+        DeviceError
+            More workers than the lane was made for; or a looped pass over a launch that runs whole.
+        """
+        elastic = self._elastic
+        if workers is not None and not 1 <= workers <= self.workers:
+            raise DeviceError(f"{workers} workers: this lane was made for 1 to {self.workers}")
+        gate = elastic.code.gate(EXCLUSIVE if workers is None else CLAIMED)
+        threads = EXCLUSIVE_THREADS if workers is None else CLAIMED_THREADS
+        addresses = [elastic._inference.to_bytes(8, "little"), self._record.to_bytes(8, "little")]
+        gate.launch(stream, (1, 1, 1), (threads, 1, 1), 0, addresses)
+        for i in range(len(elastic.grids)) if launches is None else launches:
+            self.launch(stream, i, workers)
+
+    def form(self, index: int) -> Form:
+        """The form that a launch takes in an exclusive pass."""
+        elastic = self._elastic
+        kernel = elastic.instance.program.kernel_of(index)
+        if not elastic.code.has(kernel, Form.DIRECT):
+            return Form.GUARDED
+        x, y, z = elastic.grids[index]
+        if elastic.shares[index] < x * y * z:
+            return Form.STRIDED
+        # What runs ahead takes registers: fine, as long as all blocks find room at once.
+        threads = MEMORY_THREADS if kernel.ptx is None else kernel.threads
+        room = elastic.code.function(kernel, Form.DIRECT).blocks_per_sm(threads, kernel.dynamic_shared_bytes)
+        return Form.DIRECT if x * y * z <= room * self.sms else Form.STRIDED
+
+    def launch(self, stream: Stream, index: int, workers: int | None = None) -> None:
+        """Enqueue one launch of a pass, behind its gate; see :meth:`enqueue`."""
+        elastic, instance = self._elastic, self._elastic.instance
+        step = instance.program.launches[index]
+        kernel = instance.program.kernels[step.kernel]
+        form = self.form(index) if workers is None else Form.LOOPED
+        if not elastic.code.has(kernel, form):
+            raise DeviceError(f"launch {index}, {kernel.name}, runs whole: it has no place in a looped pass")
+        grid, count = elastic.grids[index], elastic.shares[index]
+        counter = elastic._counters + index * COUNTER_BYTES
+        told = Argument(self._record, elastic._taken[index], counter, self._slots, index, count, grid)
+        args = [instance.address(a).to_bytes(8, "little") if isinstance(a, Pointer) else a.raw for a in step.args]
+        physical = grid if form in (Form.DIRECT, Form.GUARDED) else (min(workers or count, count), 1, 1)
+        block = (MEMORY_THREADS, 1, 1) if kernel.ptx is None else kernel.block
+        function = elastic.code.function(kernel, form)
+        function.launch(stream, physical, block, kernel.dynamic_shared_bytes, [*args, told.pack()])
+
+    def graph(self, stream: Stream, *, workers: int | None = None, launches: Iterable[int] | None = None) -> Graph:
+        """Give a CUDA graph of a pass, captured on ``stream``; see :meth:`enqueue`."""
+        stream.begin_capture()
+        self.enqueue(stream, workers=workers, launches=launches)
+        return stream.end_capture()
+
+    def close(self) -> None:
+        """Give the memory back; nothing of the lane may be in flight."""
+        for address in (self._record, self._slots):
+            self._gpu.free(address)
+
+
+def _number(step: Launch, argument: int) -> int:
+    raw = step.args[argument]
+    assert not isinstance(raw, Pointer)
+    return int.from_bytes(raw.raw, "little")

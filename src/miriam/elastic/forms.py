@@ -1,0 +1,335 @@
+"""The code of the elastic forms of an entry, around a body that stays as it was.
+
+In the code templates ``~`` stands for a prefix of our own: ``%~b`` is a register, ``$~end`` a label,
+``[~+8]`` a word of the argument (:class:`state.Argument`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from miriam.elastic.ahead import ahead
+from miriam.elastic.ptx import Block, Function, Instruction, Module, Name, names, walk
+from miriam.elastic.state import ARGUMENT_ALIGN, ARGUMENT_BYTES, COPIES, COPY_BYTES, COUNTER_BYTES, MAX_LAUNCHES
+
+__all__ = ["direct", "guarded", "looped", "strided"]
+
+_REGISTERS = """	.reg .pred %~p, %~out;
+	.reg .b16 %~h;
+	.reg .b32 %~a, %~b, %~c, %~i, %~limit, %~width, %~f, %~e, %~stop;
+	.reg .b64 %~lane, %~copy, %~at;
+"""
+
+# Workers look at different copies, or they would queue at one word.
+_LOAD = f"""	ld.param.u64 %~lane, [~];
+	ld.param.u32 %~i, [~+32];
+	mov.u32 %~a, %ctaid.x;
+	and.b32 %~a, %~a, {COPIES - 1};
+	mad.wide.u32 %~copy, %~a, {COPY_BYTES}, %~lane;
+	ld.relaxed.gpu.global.v4.u32 {{%~limit, %~width, %~f, %~stop}}, [%~copy];
+"""
+
+# %~out: this pass does not run this launch.
+_OUT = f"""	shr.u32 %~e, %~f, 16;
+	and.b32 %~f, %~f, {MAX_LAUNCHES};
+	setp.lt.u32 %~out, %~i, %~f;
+	setp.gt.or.u32 %~out, %~i, %~stop, %~out;
+"""
+
+_STOP = "".join(f"\tst.relaxed.gpu.global.u32 [%~lane+{12 + COPY_BYTES * i}], %~i;\n" for i in range(COPIES))
+
+# The first thread alone: takes share %~a or says %~leave. Whatever is rare stands behind the body:
+# instructions have to be fetched, too. Only the first launch of a pass can have been begun before,
+# so for another one nobody looks at what was taken.
+_TAKE = """	ld.param.u64 %~at, [~+8];
+	mad.wide.u32 %~at, %~a, 2, %~at;
+	setp.le.or.u32 %~p, %~i, %~f, %~out;
+	setp.ne.or.u32 %~p, %~limit, %~width, %~p;
+	@%~p bra $~rare;
+$~take:
+	cvt.u16.u32 %~h, %~e;
+	st.relaxed.gpu.global.u16 [%~at], %~h;
+$~join:
+"""
+_RARE = f"""$~rare:
+	mov.pred %~leave, 1;
+	@%~out bra $~join;
+	setp.ne.u32 %~p, %~i, %~f;
+	@%~p bra $~fresh;
+	ld.relaxed.gpu.global.u16 %~h, [%~at];
+	cvt.u32.u16 %~b, %~h;
+	setp.eq.u32 %~p, %~b, %~e;
+	@%~p bra $~join;
+$~fresh:
+	setp.ne.u32 %~leave, %~limit, %~width;
+	@!%~leave bra $~take;
+{_STOP}	bra $~join;
+"""
+
+# The place through which the first thread of a worker tells the others what to run.
+_SLOT = """	ld.param.u64 %~slot, [~+24];
+	mov.u32 %~a, %ctaid.x;
+	mad.wide.u32 %~slot, %~a, 4, %~slot;
+"""
+
+_LINEAR = """	mov.u32 %~a, %ctaid.z;
+	mov.u32 %~b, %nctaid.y;
+	mov.u32 %~c, %ctaid.y;
+	mad.lo.u32 %~a, %~a, %~b, %~c;
+	mov.u32 %~b, %nctaid.x;
+	mov.u32 %~c, %ctaid.x;
+	mad.lo.u32 %~a, %~a, %~b, %~c;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """An entry that is being rewritten."""
+
+    module: Module
+    function: Function
+    body: Block
+    steps: tuple[Instruction, ...]
+    prefix: str
+
+    @staticmethod
+    def of(module: Module, function: Function) -> _Entry:
+        assert function.body is not None
+        prefix, text = "miriam", module.text[function.start : function.end]
+        while prefix in text:
+            prefix += "_"
+        steps = tuple(step for step in walk(function.body) if isinstance(step, Instruction))
+        return _Entry(module, function, function.body, steps, prefix)
+
+    def finish(self, name: str, code: str) -> str:
+        """The entry ``name`` with one more parameter and the body ``code``."""
+        function, at = self.function, self.function.parameters_end
+        argument = f".param .align {ARGUMENT_ALIGN} .b8 ~[{ARGUMENT_BYTES}]"
+        argument = f"{', ' if function.parameters else ''}{argument}" if function.has_list else f"({argument})"
+        named = function.name_start, function.name_start + len(function.name), name
+        head = self.spliced(function.start, self.body.start, [named, (at, at, argument)])
+        return (head + code).replace("~", self.prefix)
+
+    def spliced(self, start: int, end: int, edits: Iterable[tuple[int, int, str]]) -> str:
+        """The text from ``start`` to ``end`` with parts of it replaced."""
+        pieces, at = [], start
+        for begin, stop, text in sorted(edits, key=lambda edit: edit[:2]):
+            pieces += [self.module.text[at:begin].replace("~", "\0"), text]
+            at = stop
+        return "".join([*pieces, self.module.text[at:end].replace("~", "\0")])
+
+    def others(self, predicate: str) -> str:
+        """Code that sets ``predicate`` in all threads but the first of the block."""
+        if self._flat():
+            return f"\tmov.u32 %~a, %tid.x;\n\tsetp.ne.u32 {predicate}, %~a, 0;\n"
+        return (
+            "\tmov.u32 %~a, %tid.x;\n\tmov.u32 %~b, %tid.y;\n\tor.b32 %~a, %~a, %~b;\n"
+            f"\tmov.u32 %~b, %tid.z;\n\tor.b32 %~a, %~a, %~b;\n\tsetp.ne.u32 {predicate}, %~a, 0;\n"
+        )
+
+    def _flat(self) -> bool:
+        for directive in self.function.directives:
+            if directive.name in (".reqntid", ".maxntid"):
+                extents = [int(word) for word in directive.rest.replace(",", " ").split()]
+                return all(extent == 1 for extent in extents[1:])
+        return False
+
+    def reads(self, register: str) -> bool:
+        """Whether the body reads a word of the block's index or of the grid."""
+        return any(name.text == register for step in self.steps for name in _indices(step))
+
+    @property
+    def straight(self) -> bool:
+        """Whether there is one way out."""
+        return sum(step.opcode[0] in ("ret", "exit") for step in self.steps) == 1
+
+    @property
+    def meets(self) -> bool:
+        """Whether the threads of a block share anything that its successor on the same worker uses too."""
+        return any(
+            step.opcode[0] in _TOGETHER or any(part.startswith("shared") for part in step.opcode[1:])
+            for step in self.steps
+        )
+
+    def meet(self) -> str:
+        """Code after which the worker's threads may go on to its next block."""
+        copies = [step.opcode for step in self.steps if step.opcode[:2] == ("cp", "async")]
+        code = "\tcp.async.wait_all;\n" if any("bulk" not in opcode for opcode in copies) else ""
+        code += "\tcp.async.bulk.wait_group 0;\n" if any("bulk" in opcode for opcode in copies) else ""
+        # Threads may come one by one if some of them left early.
+        return code + ("\tbar.sync 0;\n" if self.straight else "\tbarrier.sync 0;\n")
+
+    def looping(self) -> str:
+        """The body, with the logical coordinates, its ways out leading to ``$~end``."""
+        edits: list[tuple[int, int, str]] = []
+        for step in self.steps:
+            if step.opcode[0] in ("ret", "exit"):
+                guard = self.module.text[step.guard.start : step.guard.end] + " " if step.guard else ""
+                edits.append((step.start, step.end, f"{guard}bra $~end;"))
+            else:
+                for name in _indices(step):
+                    edits.append((name.start, name.end, "%~" + name.text[1:].replace(".", "_")))
+        return self.spliced(self.body.start + 1, self.body.end - 1, edits)
+
+    def coordinates(self) -> str:
+        """Code for the coordinates of logical block ``%~block``, and for the grid; only what the body reads."""
+        code = ""
+        planes = self.reads("%ctaid.z")
+        rows = planes or self.reads("%ctaid.y")
+        sizes = {axis for axis in "xyz" if self.reads(f"%nctaid.{axis}")} | set("xy" if planes else "x" if rows else "")
+        for axis, at in zip("xyz", (44, 48, 52), strict=True):
+            if axis in sizes:
+                code += f"\tld.param.u32 %~nctaid_{axis}, [~+{at}];\n"
+        if not rows:
+            return code + "\tmov.u32 %~ctaid_x, %~block;\n"
+        code += "\trem.u32 %~ctaid_x, %~block, %~nctaid_x;\n\tdiv.u32 %~ctaid_y, %~block, %~nctaid_x;\n"
+        if not planes:
+            return code
+        return code + "\tdiv.u32 %~ctaid_z, %~ctaid_y, %~nctaid_y;\n\trem.u32 %~ctaid_y, %~ctaid_y, %~nctaid_y;\n"
+
+
+_COORDINATES = f"\t.reg .b32 {', '.join(f'%~{word}_{axis}' for word in ('ctaid', 'nctaid') for axis in 'xyz')};\n"
+_TOGETHER = frozenset(("bar", "barrier", "mbarrier", "ldmatrix", "stmatrix", "wgmma", "cp", "call"))
+
+
+def _indices(step: Instruction) -> Iterator[Name]:
+    if "ctaid" in step.text[step.start : step.end]:
+        yield from (n for o in step.operands for n in names(o) if n.text.startswith(("%ctaid", "%nctaid")))
+
+
+def guarded(module: Module, function: Function, name: str) -> str:
+    """The entry as it is, behind the question whether this pass runs this launch."""
+    entry = _Entry.of(module, function)
+    body = entry.spliced(entry.body.start + 1, entry.body.end, [])
+    code = "{\n\t{\n" + _REGISTERS + _LOAD + _OUT + "\t@%~out ret;\n\t}" + body
+    return _restored(entry.finish(name, code))
+
+
+def direct(module: Module, function: Function, name: str) -> str:
+    """One worker for each block. What can be computed and loaded before the answer is there, is."""
+    entry = _Entry.of(module, function)
+    cut = ahead(entry.body)
+    before = entry.spliced(entry.body.start + 1, cut, [])
+    one = not (entry.reads("%ctaid.y") or entry.reads("%ctaid.z"))
+    linear = "\tmov.u32 %~a, %ctaid.x;\n" if one else _LINEAR
+    waits = "\tcp.async.wait_all;\n" if "cp.async" in before else ""
+    load = _LOAD.replace("\tld.relaxed", "\t@!%~p ld.relaxed")
+    code = f"""{{
+	.reg .pred %~leave;
+{_REGISTERS}{entry.others("%~p")}{load}{before}
+	mov.pred %~leave, 0;
+{entry.others("%~p")}	@%~p bra $~join;
+	ld.param.u64 %~lane, [~];
+	ld.param.u32 %~i, [~+32];
+{_OUT}{linear}{_TAKE}	bar.red.or.pred %~leave, 0, %~leave;
+	@!%~leave bra $~go;
+{waits}	ret;
+$~go:
+"""
+    return _restored(entry.finish(name, f"{code}{entry.spliced(cut, entry.body.end - 1, [])}\tret;\n{_RARE}}}"))
+
+
+def strided(module: Module, function: Function, name: str) -> str:
+    """One worker for each share."""
+    entry = _Entry.of(module, function)
+    code = f"""{{
+	.reg .pred %~leave;
+	.reg .b32 %~block;
+{_COORDINATES}{_REGISTERS}	mov.pred %~leave, 0;
+{entry.others("%~p")}	@%~p bra $~join;
+{_LOAD}{_OUT}	mov.u32 %~a, %ctaid.x;
+{_TAKE}	bar.red.or.pred %~leave, 0, %~leave;
+	@%~leave ret;
+	mov.u32 %~block, %ctaid.x;
+$~next:
+{entry.coordinates()}{{{entry.looping()}}}
+$~end:
+	{{
+	.reg .b32 %~shares, %~blocks;
+	ld.param.u32 %~shares, [~+40];
+	ld.param.u32 %~blocks, [~+36];
+	add.u32 %~block, %~block, %~shares;
+	setp.ge.u32 %~leave, %~block, %~blocks;
+	@%~leave ret;
+	}}
+{entry.meet() if entry.meets else ""}	bra $~next;
+{_RARE}}}"""
+    return _restored(entry.finish(name, code))
+
+
+def looped(module: Module, function: Function, name: str) -> str:
+    """Any number of workers, each of which claims one share after another."""
+    entry = _Entry.of(module, function)
+    code = f"""{{
+	.reg .b32 %~block;
+{_COORDINATES}	{{
+{_REGISTERS}	.reg .b32 %~shares, %~blocks, %~done;
+	.reg .b64 %~slot, %~count;
+{entry.others("%~p")}	@%~p bra $~top;
+{_LOAD}{_OUT}	setp.le.or.u32 %~out, %~i, %~f, %~out;
+	@%~out bra $~top;
+	ld.param.u64 %~count, [~+16];
+	ld.acquire.gpu.global.u32 %~done, [%~count+{4 - COUNTER_BYTES}];
+	ld.global.u32 %~shares, [%~count+{8 - COUNTER_BYTES}];
+	setp.eq.u32 %~p, %~done, %~shares;
+	@%~p bra $~top;
+	sub.u32 %~i, %~i, 1;
+{_STOP}$~top:
+{entry.others("%~p")}	@%~p bra $~join;
+{_LOAD}{_OUT}{_SLOT}	setp.ge.or.u32 %~out, %~a, %~width, %~out;
+	mov.u32 %~b, 0;
+	@%~out bra $~tell;
+$~claim:
+	setp.ne.u32 %~p, %~limit, %~width;
+	@%~p bra $~stop;
+	ld.param.u64 %~count, [~+16];
+	atom.relaxed.gpu.global.add.u32 %~b, [%~count], 1;
+	ld.param.u32 %~shares, [~+40];
+	setp.ge.u32 %~p, %~b, %~shares;
+	@%~p bra $~nothing;
+	ld.param.u64 %~at, [~+8];
+	mad.wide.u32 %~at, %~b, 2, %~at;
+	ld.relaxed.gpu.global.u16 %~h, [%~at];
+	cvt.u32.u16 %~c, %~h;
+	setp.ne.u32 %~p, %~c, %~e;
+	@%~p bra $~fresh;
+	ld.relaxed.gpu.global.u32 %~limit, [%~copy];
+	bra $~claim;
+$~fresh:
+	cvt.u16.u32 %~h, %~e;
+	st.relaxed.gpu.global.u16 [%~at], %~h;
+	add.u32 %~b, %~b, 1;
+	bra $~tell;
+$~stop:
+{_STOP}$~nothing:
+	mov.u32 %~b, 0;
+$~tell:
+	st.global.u32 [%~slot], %~b;
+$~join:
+	bar.sync 0;
+{_SLOT}	ld.global.u32 %~block, [%~slot];
+	setp.eq.u32 %~p, %~block, 0;
+	@%~p ret;
+	sub.u32 %~block, %~block, 1;
+$~next:
+{entry.coordinates()}{{{entry.looping()}}}
+$~end:
+{entry.meet()}	ld.param.u32 %~shares, [~+40];
+	ld.param.u32 %~blocks, [~+36];
+	add.u32 %~block, %~block, %~shares;
+	setp.lt.u32 %~p, %~block, %~blocks;
+	@%~p bra $~next;
+{entry.others("%~p")}	@%~p bra $~top;
+	ld.param.u64 %~count, [~+16];
+	red.release.gpu.global.add.u32 [%~count+4], 1;
+	bra $~top;
+	}}
+}}"""
+    return _restored(entry.finish(name, code))
+
+
+def _restored(text: str) -> str:
+    return text.replace("\0", "~")
+
+
