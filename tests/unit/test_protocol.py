@@ -1,0 +1,97 @@
+"""The pause-and-resume protocol holds in every interleaving, and in none of them without a line that it needs."""
+
+import pytest
+from protocol_model import LINES, SETTINGS, SPARE, Setting, search
+
+# By line: where its loss shows, and what it breaks.
+BREAKS = {
+    "direct: before first": ("exclusive", "pause"),
+    "direct: behind stop": ("exclusive", "order"),
+    "direct: pass before limit": ("exclusive", "order"),
+    "direct: taken": ("exclusive", "once"),
+    "direct: limit": ("exclusive", "pause"),
+    "direct: stop": ("exclusive", "once"),
+    "direct: take": ("exclusive", "once"),
+    "looped: width": ("either", "width"),
+    "looped: done": ("claims of two", "order"),
+    "looped: done not of first": ("either", "progress"),
+    "looped: limit": ("either", "pause"),
+    "looped: limit each time": ("either", "pause"),
+    "looped: limit before claim": ("either", "progress"),
+    "looped: whole claim": ("chunks", "progress"),
+    "looped: atomic claim": ("claims of two", "once"),
+    "looped: end": ("claims of two", "once"),
+    "looped: taken": ("either", "once"),
+    "looped: take": ("either", "once"),
+    "looped: count": ("claims of two", "progress"),
+    "looped: count behind": ("claims of two", "order"),
+    "looped: atomic count": ("claims of two", "progress"),
+    "gate: epoch": ("claims of two", "progress"),
+    "gate: next of new": ("exclusive", "once"),
+    "gate: stop": ("exclusive", "once"),
+    "gate: empty pass": ("exclusive", "once"),
+    "gate: last lane": ("two equal lanes", "once"),
+    "gate: scan": ("either", "once"),
+    "gate: scan from next": ("either", "once"),
+    "gate: mode": ("claims of two", "once"),
+    "gate: width": ("exclusive", "pause"),
+    "gate: one limit": ("exclusive", "pause"),
+    "gate: limit left alone": ("exclusive", "pause"),
+    "gate: first": ("exclusive", "progress"),
+    "gate: none under 0": ("exclusive", "pause"),
+    "gate: clear stop": ("exclusive", "progress"),
+    "gate: clear of new": ("either", "once"),
+    "gate: clear": ("either", "progress"),
+    "gate: count taken": ("either", "progress"),
+    "caller: exclusive alone": ("two lanes", "once"),
+    "caller: claimed waits": ("two lanes", "once"),
+    "caller: switch first": ("claims of two", "once"),
+    "caller: want alone": ("two equal lanes", "once"),
+    "caller: own lane": ("exclusive", "once"),
+    "caller: opaque exclusive": ("opaque", "progress"),
+    "caller: next tells": ("exclusive", "progress"),
+    "stream: in order": ("exclusive", "order"),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_promise_holds_in_every_interleaving(name: str) -> None:
+    found = search(SETTINGS[name])
+    assert found.broken is None
+    assert found.states > 5000
+
+
+def test_every_line_is_tried() -> None:
+    assert BREAKS.keys() == LINES.keys()
+
+
+@pytest.mark.parametrize("line", BREAKS)
+def test_without_a_line_a_promise_breaks(line: str) -> None:
+    name, promise = BREAKS[line]
+    broken = search(SETTINGS[name], frozenset({line})).broken
+    assert broken is not None
+    assert broken.promise == promise
+
+
+@pytest.mark.parametrize("name", [name for name in SETTINGS if name != "two equal lanes"])
+def test_nothing_breaks_without_all_lines_that_only_save_time(name: str) -> None:
+    assert search(SETTINGS[name], frozenset(SPARE)).broken is None
+
+
+def test_the_way_to_a_broken_promise_is_told() -> None:
+    # A worker that looks at the limit first marks a launch that is complete, and the pass goes on behind it.
+    broken = search(SETTINGS["exclusive"], frozenset({"direct: pass before limit"})).broken
+    assert broken is not None
+    assert broken.steps[0] == "lane 0 begins an exclusive pass"
+    assert "lane 0 launch 1: store stop 0 1" in broken.steps
+    assert broken.steps[-1].startswith("lane 0 launch 2: begin 2 0")
+
+
+def test_pauses_happen_while_blocks_run() -> None:
+    still = search(Setting((2, 1), changes=0)).states
+    assert search(Setting((2, 1), changes=1)).states > 10 * still
+
+
+def test_an_unknown_line_is_refused() -> None:
+    with pytest.raises(KeyError, match="no such line"):
+        search(Setting(), frozenset({"no such line"}))
