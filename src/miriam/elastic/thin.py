@@ -12,7 +12,6 @@ matters to nobody: both have no value when a thread begins, so no compiler reads
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterator
 
 from miriam.elastic.flow import Flow
@@ -54,9 +53,11 @@ def why_not_thin(module: Module, entry: Function) -> str:
     """
     if entry.body is None:
         return "its code is not here"
-    if reason := next(_reasons(module, entry), "") or refusal(module, entry):
+    for step, reason in _reasons(module, entry):
+        return f"line {module.line(step.start)}: {reason}"
+    if reason := refusal(module, entry):
         return reason
-    if any(step.opcode[0] == "atom" or _watches(step) for step in _steps(entry)):
+    if any(_watches(step) or _tells(step, entry) for step in _steps(entry)):
         # In a loop, a decision by what others wrote looks like waiting for it.
         looped = parse(_rewritten(module, entry, (_WARP, 1, 1), None), module.name)
         if refusal(looped, _find(looped, entry.name)):
@@ -106,7 +107,7 @@ def thin(
     return _rewritten(module, function, extents, threads)
 
 
-def _reasons(module: Module, entry: Function) -> Iterator[str]:
+def _reasons(module: Module, entry: Function) -> Iterator[tuple[Instruction, str]]:
     shared: set[str] = set()
     registers: set[str] = set()
     numbered: set[str] = set()
@@ -119,28 +120,25 @@ def _reasons(module: Module, entry: Function) -> Iterator[str]:
                 registers |= {declared.name for declared in item.names if declared.count is None}
                 numbered |= {declared.name for declared in item.names if declared.count is not None}
     for step in _steps(entry):
-        at = f"line {module.line(step.start)}: "
         head, parts = step.opcode[0], step.opcode[1:]
         if head not in _KNOWN:
-            yield at + _REASONS.get(head, f"its threads may know of each other through {head}")
+            yield step, _REASONS.get(head, f"its threads may know of each other through {head}")
         if any(part.startswith("shared") for part in parts):
-            yield f"{at}it uses shared memory"
+            yield step, "it uses shared memory"
         for name in _mentioned(step):
             if name in shared:
-                yield f"{at}it uses shared memory"
+                yield step, "it uses shared memory"
             if not name.startswith("%") or name in registers or name.rstrip("0123456789") in numbered:
                 continue
             if name not in _SPECIAL:
-                yield f"{at}it reads {name}"
+                yield step, f"it reads {name}"
             elif name.startswith(_INDEX) and not (head in ("mov", "cvt") and parts[-1] in _WORDS):
-                yield f"{at}it reads {name} in a way that is not known"
+                yield step, f"it reads {name} in a way that is not known"
     # The thread that another one waits for may be a logical thread that comes after it.
-    mentions = Counter(name for step in _steps(entry) for name in _mentioned(step))
     for loop in Flow(entry).loops():
         for step in loop:
-            used = step.opcode[0] == "atom" and any(mentions[name.text] > 1 for name in names(step.operands[0]))
-            if used or _watches(step) or step.opcode[0] in ("fence", "membar"):
-                yield f"line {module.line(step.start)}: it may wait in a loop for what other threads write"
+            if step.opcode[0] in ("fence", "membar") or _watches(step) or _tells(step, entry):
+                yield step, "it may wait in a loop for what other threads write"
 
 
 def _steps(entry: Function) -> Iterator[Instruction]:
@@ -149,14 +147,19 @@ def _steps(entry: Function) -> Iterator[Instruction]:
 
 
 def _mentioned(step: Instruction) -> Iterator[str]:
-    if step.guard:
-        yield step.guard.register
-    for operand in step.operands:
-        yield from (name.text for name in names(operand))
+    return (name.text for operand in step.operands for name in names(operand))
 
 
 def _watches(step: Instruction) -> bool:
     return step.opcode[0] == "ld" and not _SEEN_BY_OTHERS.isdisjoint(step.opcode)
+
+
+def _tells(step: Instruction, entry: Function) -> bool:
+    """Whether it is an atomic operation whose result is looked at."""
+    if step.opcode[0] != "atom":
+        return False
+    results = {name.text for name in names(step.operands[0])}
+    return any(not results.isdisjoint(_mentioned(other)) for other in _steps(entry) if other is not step)
 
 
 def _find(module: Module, name: str) -> Function:
