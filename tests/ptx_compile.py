@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
 import ptx_matrix
+import ptx_mbarrier
 import ptx_numbers
 import ptx_runtime
 from ptx_effects import OPERATIONS
 from ptx_memory import MachineError, Unsupported
-from ptx_ops import PRED, TYPES, Op, Type
+from ptx_ops import TYPES, Op, Type
+from ptx_program import Place, Program, Scope, Segment, constant, element, layout, threads_of
 
 from miriam.elastic.ptx import (
     Address,
@@ -45,63 +45,6 @@ SPECIAL = re.compile(
 DYNAMIC = "dynamic shared"  # the register that holds the address of what is left to the launch
 
 
-@dataclass(frozen=True, slots=True)
-class Program:
-    """A compiled entry.
-
-    ``presets`` are the registers that have a value when a thread begins: special registers, and the addresses of
-    the module's variables as ``symbol NAME``. ``lines`` gives the PTX line of a line of ``code``.
-    """
-
-    name: str
-    segments: tuple[Callable[[Any, list[Any]], int], ...]
-    sizes: tuple[int, ...]
-    visible: tuple[bool, ...]
-    widths: tuple[int, ...]
-    presets: tuple[tuple[int, str], ...]
-    parameters: tuple[tuple[str, int, int], ...]  # name, offset, bytes
-    shared_bytes: int
-    dynamic_align: int
-    local_bytes: int
-    threads: tuple[tuple[int, ...], bool] | None  # of .reqntid (exact) or .maxntid
-    starts: tuple[str, ...]  # each segment's first instruction
-    lines: dict[int, str]
-    code: str
-
-
-@dataclass(slots=True)
-class _Segment:
-    lines: list[tuple[str, str]] = field(default_factory=list)  # Python, PTX
-    size: int = 0
-    visible: bool = False
-    start: str = "the end"
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """A variable: an offset in its space, or the register that holds its address."""
-
-    space: str
-    offset: int = 0
-    slot: int | None = None
-
-
-@dataclass(slots=True)
-class _Scope:
-    parent: _Scope | None
-    registers: dict[str, tuple[int, Type]] = field(default_factory=dict)
-    counted: dict[str, tuple[int, int, Type]] = field(default_factory=dict)  # prefix -> first slot, count
-    places: dict[str, _Place] = field(default_factory=dict)
-    labels: dict[str, int] = field(default_factory=dict)
-    targets: dict[str, list[str]] = field(default_factory=dict)
-
-    def chain(self) -> Iterable[_Scope]:
-        scope: _Scope | None = self
-        while scope:
-            yield scope
-            scope = scope.parent
-
-
 class Compiler:
     """Compiles one entry; collects what it cannot if ``missing`` is given."""
 
@@ -109,12 +52,12 @@ class Compiler:
         self.module, self.entry, self.missing = module, entry, missing
         self.widths: list[int] = []
         self.presets: dict[str, int] = {}
-        self.segments: list[_Segment] = []
+        self.segments: list[Segment] = []
         self.shared_bytes = self.local_bytes = 0
         self.dynamic_align = 16
         self._variables = {d.name: (v, d) for v in module.items if isinstance(v, Variable) for d in v.names}
         self._functions = {f.name: f for f in module.functions}
-        self._root = self._scope = _Scope(None)
+        self._root = self._scope = Scope(None)
         self._returns: list[int] = []
         self._inlined: list[str] = []
         self._pending: list[str] = []
@@ -124,16 +67,17 @@ class Compiler:
 
     def compile(self) -> Program:
         parameters, offset = [], 0
-        scope = _Scope(self._root)
+        scope = Scope(self._root)
         for variable in self.entry.parameters:
-            align, size = _layout(variable)
+            align, size = layout(variable)
             offset = -(-offset // align) * align
-            scope.places[variable.names[0].name] = _Place("param", offset)
+            scope.places[variable.names[0].name] = Place("param", offset)
             parameters.append((variable.names[0].name, offset, size))
             offset += size
         self._begin(self._reserve())
-        if self.entry.body is None:
-            raise Unsupported(f"entry {self.entry.name} has no body")
+        clusters = [d.name for d in self.entry.directives if d.name in (".explicitcluster", ".reqnctapercluster")]
+        if self.entry.body is None or clusters:
+            raise Unsupported(f"entry {self.entry.name}: {' '.join(clusters) or 'no body'}")
         self._block(self.entry.body, scope)
         self._write("return leave(t)", "the end of the body")
         return self._link(parameters)
@@ -148,7 +92,8 @@ class Compiler:
                 origin[len(text)] = ptx
             text.append("  return leave(t)")
         code = "\n".join(text)
-        names: dict[str, Any] = ptx_numbers.NAMES | ptx_runtime.NAMES | ptx_matrix.NAMES | self._bound
+        modules = (ptx_numbers, ptx_runtime, ptx_matrix, ptx_mbarrier)
+        names: dict[str, Any] = {k: v for m in modules for k, v in m.NAMES.items()} | self._bound
         exec(compile(code, f"<{self.entry.name}>", "exec"), names)
         return Program(
             name=self.entry.name,
@@ -161,7 +106,7 @@ class Compiler:
             shared_bytes=self.shared_bytes,
             dynamic_align=self.dynamic_align,
             local_bytes=self.local_bytes,
-            threads=_threads(self.entry),
+            threads=threads_of(self.entry),
             starts=tuple(s.start for s in self.segments),
             lines=origin,
             code=code,
@@ -170,7 +115,7 @@ class Compiler:
     # Segments.
 
     def _reserve(self) -> int:
-        self.segments.append(_Segment())
+        self.segments.append(Segment())
         return len(self.segments) - 1
 
     def _begin(self, number: int) -> None:
@@ -188,7 +133,7 @@ class Compiler:
 
     # Statements.
 
-    def _block(self, block: Block, scope: _Scope) -> None:
+    def _block(self, block: Block, scope: Scope) -> None:
         outer, self._scope = self._scope, scope
         label = ""
         for s in block.statements:
@@ -203,7 +148,7 @@ class Compiler:
             if isinstance(s, Label):
                 self._go(scope.labels[s.name])
             elif isinstance(s, Block):
-                self._block(s, _Scope(scope))
+                self._block(s, Scope(scope))
             elif isinstance(s, Instruction):
                 try:
                     self._instruction(s)
@@ -221,7 +166,7 @@ class Compiler:
     def _where(self, i: Instruction) -> str:
         return f"line {self.module.line(i.start)}: {' '.join(i.text[i.start : i.end].split())}"
 
-    def _declare(self, variable: Variable, scope: _Scope) -> None:
+    def _declare(self, variable: Variable, scope: Scope) -> None:
         for declared in variable.names:
             if variable.space == "reg":
                 type_ = TYPES.get(variable.type)
@@ -236,19 +181,19 @@ class Compiler:
             elif variable.space == "shared":
                 scope.places[declared.name] = self._shared(variable, variable.size_bytes(declared))
             elif variable.space in ("local", "param"):
-                align, size = _layout(variable)
+                align, size = layout(variable)
                 self.local_bytes = -(-self.local_bytes // align) * align
-                scope.places[declared.name] = _Place("local", self.local_bytes)
+                scope.places[declared.name] = Place("local", self.local_bytes)
                 self.local_bytes += size
 
-    def _shared(self, variable: Variable, size: int | None) -> _Place:
-        align = variable.align or _element(variable)
+    def _shared(self, variable: Variable, size: int | None) -> Place:
+        align = variable.align or element(variable)
         if ".extern" in variable.linkage or size is None:
             self.dynamic_align = max(self.dynamic_align, align)
-            return _Place("shared", slot=self._preset(DYNAMIC, 32))
+            return Place("shared", slot=self._preset(DYNAMIC, 32))
         self.shared_bytes = -(-self.shared_bytes // align) * align
         self.shared_bytes += size
-        return _Place("shared", ptx_runtime.SHARED_BASE + self.shared_bytes - size)
+        return Place("shared", ptx_runtime.SHARED_BASE + self.shared_bytes - size)
 
     def _instruction(self, i: Instruction) -> None:
         where = self._where(i)
@@ -272,14 +217,19 @@ class Compiler:
         self._current.visible |= self.visible
         self._current.size += 1
         if i.guard and self._pending:
-            test = self._register(i.guard.register)[0]
-            self._write(f"if {'not ' if i.guard.negated else ''}r[{test}]:", where)
+            self._write(self._test(i), where)
         for line in self._pending:
             self._write(f" {line}" if i.guard else line, where)
         if self._resume is not None:
             self._go(self._resume)
         elif goes and not i.guard:
             self._begin(self._reserve())
+
+    def _test(self, i: Instruction, otherwise: bool = False) -> str:
+        """The head of what an instruction does, or does otherwise, under its guard."""
+        if i.guard is None:
+            return ""
+        return f"if {'not ' if i.guard.negated ^ otherwise else ''}r[{self._register(i.guard.register)[0]}]:"
 
     def _control(self, i: Instruction) -> None:
         name = i.opcode[0]
@@ -302,17 +252,21 @@ class Compiler:
 
     def _call(self, i: Instruction, where: str) -> None:
         operands = list(i.operands)
-        results = operands.pop(0).items if isinstance(operands[0], Group) else ()
+        results: tuple[Operand, ...] = ()
+        if isinstance(operands[0], Group):
+            results, operands = operands[0].items, operands[1:]
         target = operands[0].text if isinstance(operands[0], Name) else ""
         args = operands[1].items if len(operands) > 1 and isinstance(operands[1], Group) else ()
+        if target == "__assertfail":
+            self._write(f"{self._test(i)}trap()", where)
+            return
         function = self._functions.get(target)
         if function is None or function.kind != "func" or function.body is None or target in self._inlined:
             raise Unsupported(where)
-        scope, after, beyond = _Scope(self._root), self._reserve(), self._reserve()
+        scope, after, beyond = Scope(self._root), self._reserve(), self._reserve()
         self._current.size += 1
         if i.guard:
-            test = self._register(i.guard.register)[0]
-            self._write(f"if {'' if i.guard.negated else 'not '}r[{test}]: return {beyond}", where)
+            self._write(f"{self._test(i, otherwise=True)} return {beyond}", where)
         for formals, actuals, into in ((function.parameters, args, True), (function.returns, results, False)):
             if len(formals) != len(actuals):
                 raise Unsupported(where)
@@ -332,7 +286,7 @@ class Compiler:
                 self._write(self._pending[0], where)
         self._go(beyond)
 
-    def _bind(self, formal: Variable, actual: Operand, scope: _Scope, into: bool, where: str) -> None:
+    def _bind(self, formal: Variable, actual: Operand, scope: Scope, into: bool, where: str) -> None:
         name = formal.names[0].name
         if formal.space == "reg":
             self._declare(formal, scope)
@@ -365,7 +319,7 @@ class Compiler:
                         return first + int(name[cut:]), type_
         return None
 
-    def _place(self, name: str) -> _Place | None:
+    def _place(self, name: str) -> Place | None:
         for scope in self._scope.chain():
             if name in scope.places:
                 return scope.places[name]
@@ -375,7 +329,7 @@ class Compiler:
         if variable.space == "shared":
             place = self._shared(variable, variable.size_bytes(declared))
         elif variable.space in ("global", "const"):
-            place = _Place("global", slot=self._preset(f"symbol {name}", 64))
+            place = Place("global", slot=self._preset(f"symbol {name}", 64))
         else:
             return None
         self._root.places[name] = place
@@ -427,7 +381,7 @@ class Compiler:
         if isinstance(of, Not):
             return f"({self.value(of.of, type)} ^ True)"
         if isinstance(of, Number):
-            return str(_constant(of, type))
+            return str(constant(of, type))
         if not isinstance(of, Name):
             raise Unsupported(f"operand {of}")
         if found := self._find_register(of.text):
@@ -467,44 +421,6 @@ class Compiler:
 _CONTROL = ("bra", "brx", "ret", "exit")
 
 
-def _constant(of: Number, type: Type) -> int | bool:
-    """The bits of a constant."""
-    kind = of.text[:2].lower()
-    if kind in ("0f", "0d"):
-        bits, form = int(of.text[2:], 16), ptx_numbers.FORMATS["f32" if kind == "0f" else "f64"]
-        if type.bits == form.bits:
-            return bits
-        if type.kind != "f":
-            raise Unsupported(f"constant {of.text} of {type.bits} bits")
-    elif isinstance(of.value, int) and (type.kind != "f" or type.bits == 16):
-        return bool(of.value) if type is PRED else of.value & type.mask
-    if type.lanes > 1 or type.form not in ptx_numbers.FORMATS:
-        raise Unsupported(f"constant {of.text} of {type.bits} bits")
-    return ptx_numbers.narrow(float(of.value), ptx_numbers.FORMATS[type.form])
-
-
-def _element(variable: Variable) -> int:
-    type_ = TYPES.get(variable.type)
-    if type_ is None:
-        raise Unsupported(f"variable {variable.names[0].name} of type {variable.type}")
-    return type_.bits // 8 * max(1, variable.vector)
-
-
-def _layout(variable: Variable) -> tuple[int, int]:
-    """Alignment and size of a variable in bytes."""
-    size = variable.size_bytes(variable.names[0])
-    if size is None:
-        raise Unsupported(f"variable {variable.names[0].name} has no size")
-    return variable.align or _element(variable), size
-
-
-def _threads(entry: Function) -> tuple[tuple[int, ...], bool] | None:
-    for directive in entry.directives:
-        if directive.name in (".reqntid", ".maxntid"):
-            return tuple(int(x) for x in directive.rest.split(",")), directive.name == ".reqntid"
-    return None
-
-
 @functools.lru_cache(maxsize=256)
 def module(text: str) -> Module:
     return parse(text)
@@ -531,27 +447,3 @@ def _entry(text: str, name: str) -> Function:
         if function.name == name:
             return function
     raise MachineError(f"the module has no entry {name}")
-
-
-def initial(text: str, variable: Variable, at: int) -> bytes:
-    """The first bytes of a global or constant variable; ``at`` is the index of its name."""
-    size = variable.size_bytes(variable.names[at])
-    if size is None:
-        raise Unsupported(f"variable {variable.names[at].name} has no size")
-    stop = variable.names[at + 1].start if at + 1 < len(variable.names) else variable.end - 1
-    _, _, tail = text[variable.names[at].end : stop].partition("=")
-    if tail.count("{") > 1:
-        raise Unsupported(f"the initial value of {variable.names[at].name}")
-    words = [w.strip() for w in re.split(r"[{},]", tail) if w.strip()]
-    type_ = TYPES[variable.type]
-    try:
-        numbers = [_constant(Number(0, 0, w, _number(w)), type_) for w in words]
-    except ValueError:
-        raise Unsupported(f"the initial value of {variable.names[at].name}") from None
-    return b"".join(int(n).to_bytes(type_.bits // 8, "little") for n in numbers).ljust(size, b"\0")
-
-
-def _number(word: str) -> int | float:
-    if word[:2].lower() in ("0f", "0d"):
-        return 0.0  # its bits are in the text
-    return float(word) if re.search(r"[.eE]", word) and not word.lower().startswith("0x") else int(word.rstrip("uU"), 0)

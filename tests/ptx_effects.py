@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import ptx_matrix
+import ptx_mbarrier
 import ptx_ops
 from ptx_ops import B32, PRED, TYPES, U32, Emit, Op, Type, compute
 
@@ -64,35 +65,42 @@ _ATOMIC = ("add", "min", "max", "and", "or", "xor", "exch", "cas", "inc", "dec")
 
 
 def atomic(e: Emit, op: Op) -> None:
-    """atom and red."""
-    op.allow(*SPACES, *_STRONG, *_SCOPES, *_ATOMIC, "noftz")
+    """atom and red; a vector is so many atomic operations one after the other."""
+    op.allow(*SPACES, *_STRONG, *_SCOPES, *_ATOMIC, "noftz", "v2", "v4", "v8")
     (t,), name = op.types, op.one(*_ATOMIC)
     operands = list(op.operands)
     to = operands.pop(0) if op.name == "atom" else None
     where, address = e.address(operands[0], _space(op))
     if where not in ("shared", "global", "generic") or t.bits < 16 or not name:
         raise op.refuse()
-    args = [e.value(o, t) for o in operands[1 : 3 if name == "cas" else 2]]
-    if name == "exch":
-        text = args[0]
-    elif name == "cas":
-        text = f"{args[1]} if old == {args[0]} else old"
-    elif name == "inc":
-        text = f"0 if old >= {args[0]} else old + 1"
-    elif name == "dec":
-        text = f"{args[0]} if old == 0 or old > {args[0]} else old - 1"
-    else:
-        text = compute(op, name, t, ["old", *args])
     e.visible = True
-    text = f"atomic_{where}(t, {address}, {t.bits // 8}, lambda old: {text})"
-    if to is None:
-        e.line(text)
-    else:
-        e.assign(to, t, text)
+    columns = [o.items if isinstance(o, Vector) else (o,) for o in operands[1 : 3 if name == "cas" else 2]]
+    for i, row in enumerate(zip(*columns, strict=True)):
+        update = _update(op, name, t, [e.value(o, t) for o in row])
+        text = f"atomic_{where}(t, {address} + {i * t.bits // 8}, {t.bits // 8}, lambda old: {update})"
+        if to is None:
+            e.line(text)
+        else:
+            e.assign(to.items[i] if isinstance(to, Vector) else to, t, text)
+
+
+def _update(op: Op, name: str, t: Type, args: list[str]) -> str:
+    if name == "exch":
+        return args[0]
+    if name == "cas":
+        return f"{args[1]} if old == {args[0]} else old"
+    if name == "inc":
+        return f"0 if old >= {args[0]} else old + 1"
+    if name == "dec":
+        return f"{args[0]} if old == 0 or old > {args[0]} else old - 1"
+    return compute(op, name, t, ["old", *args])
 
 
 def asynchronous(e: Emit, op: Op) -> None:
     """cp.async: the copy, commit_group, wait_group, wait_all."""
+    if op.opcode[2] == "bulk":
+        ptx_mbarrier.copies(e, op)
+        return
     op.allow("async", "commit_group", "wait_group", "wait_all", "ca", "cg", "shared", "shared::cta", "global")
     if "async" not in op.flags:
         raise op.refuse()
@@ -206,6 +214,6 @@ OPERATIONS: dict[str, Callable[[Emit, Op], None]] = {
     **ptx_ops.OPERATIONS, **ptx_matrix.OPERATIONS, "ld": load, "ldu": load, "st": store, "atom": atomic, "red": atomic,
     "cp": asynchronous, "cvta": to_address, "isspacep": is_space, "bar": barrier, "barrier": barrier,
     **dict.fromkeys(("shfl", "vote", "match", "redux", "elect"), collective), "createpolicy": policy,
-    "activemask": active, "trap": trap,
+    "activemask": active, "trap": trap, "mbarrier": ptx_mbarrier.objects,
     **dict.fromkeys(("membar", "fence", "nanosleep", "prefetch", "prefetchu", "griddepcontrol", "setmaxnreg"), nothing),
 }  # fmt: skip

@@ -22,8 +22,10 @@ from random import Random
 from typing import Any
 
 import ptx_compile
-from ptx_compile import DYNAMIC, Program
+import ptx_program
+from ptx_compile import DYNAMIC
 from ptx_memory import UNDEFINED, Deadlock, Fault, Hang, MachineError, Memory
+from ptx_program import Program
 from ptx_races import Races
 from ptx_runtime import LEFT, SHARED_BASE, WARP, Block, Thread, Warp, progress
 
@@ -46,7 +48,7 @@ class Machine:
         for item in ptx_compile.module(text).items:
             if isinstance(item, Variable) and item.space in ("global", "const") and ".extern" not in item.linkage:
                 for i, declared in enumerate(item.names):
-                    content = ptx_compile.initial(text, item, i)
+                    content = ptx_program.initial(text, item, i)
                     self._symbols[declared.name] = memory.alloc(
                         content, max(item.align, 16), name=declared.name, writable=item.space == "global"
                     )
@@ -136,7 +138,7 @@ class Launch:
     def turn(self, block: Block, thread: int, accesses: int, bound: int) -> None:
         """Run the thread at a place of ``block.ready`` for some accesses, or until it waits or leaves."""
         t = block.ready[thread]
-        if t.copies or t.groups:
+        if t.copies or t.groups or block.under_way:
             progress(t)
         segments, sizes, visible = self.program.segments, self.program.sizes, self.program.visible
         pc, registers, steps, stop = t.pc, t.registers, 0, bound - self.steps
@@ -196,7 +198,7 @@ class Launch:
             "%nsmid": self._sms, "%gridid": self.number, "%nwarpid": -(-count // WARP), DYNAMIC: dynamic,
             "%dynamic_smem_size": self._dynamic, "%total_smem_size": len(shared), "%aggr_smem_size": len(shared),
         }  # fmt: skip
-        empty = [UNDEFINED] * len(program.widths)
+        empty: list[Any] = [UNDEFINED] * len(program.widths)
         for slot, name in program.presets:
             empty[slot] = self._symbols[slot] if name.startswith("symbol ") else common.get(name, UNDEFINED)
         own = [(slot, name) for slot, name in program.presets if empty[slot] is UNDEFINED]

@@ -45,14 +45,19 @@ def move_matrices(e: Emit, op: Op) -> None:
     _together(e, op.name, f"t, {address}{values}", finish, slots)
 
 
+def _row(of: tuple[ptx_runtime.Thread, int]) -> int:
+    return ptx_runtime.load_shared(of[0], of[1], 16)
+
+
 def _load(count: int, trans: bool) -> Callable[[Lanes], Lanes]:
     def finish(lanes: Lanes) -> Lanes:
         rows = [
-            [ptx_runtime.load_shared(*lanes[8 * m + i], 16) >> 16 * j & 0xFFFF for i in range(8) for j in range(8)]
+            [row >> 16 * j & 0xFFFF for row in (_row(lanes[8 * m + i]) for i in range(8)) for j in range(8)]
             for m in range(count)
         ]
-        places = [(2 * x, 2 * x + 1) if not trans else (x % 4 * 16 + x // 4, x % 4 * 16 + x // 4 + 8) for x in range(32)]
-        return {lane: tuple(r[p] | r[q] << 16 for r in rows) for lane, (p, q) in enumerate(places)}
+        firsts = [lane % 4 * 16 + lane // 4 if trans else 2 * lane for lane in range(32)]
+        step = 8 if trans else 1
+        return {lane: tuple(r[at] | r[at + step] << 16 for r in rows) for lane, at in enumerate(firsts)}
 
     return finish
 
@@ -126,7 +131,9 @@ class Fragments:
         matrix, packed = np.zeros((self.k, 8)), _unpack(words, self.right)
         for register in range(packed.shape[1]):
             for i in range(self.per_word):
-                matrix[_LANE % 4 * self.per_word + i + register * 4 * self.per_word, _LANE // 4] = packed[:, register, i]
+                matrix[_LANE % 4 * self.per_word + i + register * 4 * self.per_word, _LANE // 4] = packed[
+                    :, register, i
+                ]
         return matrix
 
     def add(self, words: np.ndarray, product: np.ndarray) -> list[list[int]]:
@@ -197,15 +204,21 @@ def multiply_group(e: Emit, op: Op) -> None:
 
 def _asynchronous(e: Emit, op: Op, f: Fragments) -> None:
     d, left, right, scale, *signs = op.operands
-    numbers = [x.value for x in signs if isinstance(x, Number)]
-    sums, from_registers = tuple(e.slot(o) for o in _items(d)), isinstance(left, Vector)
-    if not f.known() or len(sums) != f.words[2] or len(numbers) != len(signs) or None in sums:
+    numbers = [int(x.value) for x in signs if isinstance(x, Number)]
+    sums, from_registers = tuple(s for o in _items(d) if (s := e.slot(o)) is not None), isinstance(left, Vector)
+    if not f.known() or len(sums) != f.words[2] or len(numbers) != len(signs):
         raise op.refuse()
-    transposed = tuple(bool(x) for x in ([0] * from_registers + numbers[2:] + [0, 0])[:2])
+    trans = [0] * from_registers + numbers[2:] + [0, 0]
     a = [e.value(o, B32) for o in left.items] if isinstance(left, Vector) else [e.value(left, TYPES["b64"])]
     text = ", ".join(("t", e.value(right, TYPES["b64"]), _predicate(e, scale), *a))
     factor = numbers[0] * numbers[1] if numbers else 1
-    _together(e, "wgmma", text, e.bind(functools.partial(_issue, f, sums, factor, transposed, from_registers)), ())
+    _together(
+        e,
+        "wgmma",
+        text,
+        e.bind(functools.partial(_issue, f, sums, factor, (bool(trans[0]), bool(trans[1])), from_registers)),
+        (),
+    )
 
 
 def _predicate(e: Emit, scale: Operand) -> str:

@@ -54,7 +54,7 @@ class Undefined:
 
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __xor__ = __rxor__ = _same
     __lshift__ = __rlshift__ = __rshift__ = __rrshift__ = __neg__ = __invert__ = _same
-    __lt__ = __le__ = __gt__ = __ge__ = __eq__ = __ne__ = bit_length = bit_count = _same  # type: ignore[assignment]
+    __lt__ = __le__ = __gt__ = __ge__ = __eq__ = __ne__ = bit_length = bit_count = _same
     __bool__ = __index__ = __int__ = __float__ = to_bytes = _raise
     __hash__ = None  # type: ignore[assignment]
 

@@ -107,9 +107,9 @@ _INTEGER: dict[str, str] = {  # {a} are bits, {x} their value, {m} the mask, {n}
 }  # fmt: skip
 _FLOAT: dict[str, str] = {  # {x} are values
     "add": "{x} + {y}", "sub": "{x} - {y}", "mul": "{x} * {y}", "div": "quotient({x}, {y})",
-    "fma": "fma({x}, {y}, {z})", "min": "minimum({x}, {y})", "max": "maximum({x}, {y})", "rcp": "quotient(1.0, {x})", "sqrt": "square_root({x})",
-    "rsqrt": "quotient(1.0, square_root({x}))", "ex2": "ex2({x})", "lg2": "lg2({x})", "sin": "sin({x})",
-    "cos": "cos({x})", "tanh": "tanh({x})",
+    "fma": "fma({x}, {y}, {z})", "min": "minimum({x}, {y})", "max": "maximum({x}, {y})", "rcp": "quotient(1.0, {x})",
+    "sqrt": "square_root({x})", "rsqrt": "quotient(1.0, square_root({x}))", "ex2": "ex2({x})", "lg2": "lg2({x})",
+    "sin": "sin({x})", "cos": "cos({x})", "tanh": "tanh({x})",
 }  # fmt: skip
 _DIRECTED = ("add", "sub", "mul", "div", "fma", "rcp")
 

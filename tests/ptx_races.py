@@ -34,6 +34,7 @@ class Races:
 
     def __init__(self) -> None:
         self._clocks: dict[Any, np.ndarray] = {}
+        self._marks: dict[Any, dict[int, np.ndarray]] = {}
         self._bytes: dict[Any, dict[int, _Byte]] = {}
         self._writers: dict[int, tuple[int, int]] = {}
         self._readers: dict[int, set[tuple[int, int]]] = {}
@@ -63,6 +64,17 @@ class Races:
         clocks[members] = clocks[members].max(axis=0)
         clocks[members, members] += 1
 
+    def release(self, t: Thread, address: int) -> None:
+        """What the thread did comes before what those do who find its mark at an address."""
+        clocks, mark = self._clock(t.block), self._marks.setdefault(t.block, {})
+        mark[address] = np.maximum(mark.get(address, 0), clocks[t.index])
+        clocks[t.index, t.index] += 1
+
+    def acquire(self, t: Thread, address: int) -> None:
+        """The thread has found the mark."""
+        clocks, mark = self._clock(t.block), self._marks.get(t.block, {})
+        clocks[t.index] = np.maximum(clocks[t.index], mark.get(address, 0))
+
     def device(self, block: Block, address: int, size: int, *, write: bool) -> None:
         """A block touches device memory plainly."""
         me = (block.launch, block.index)
@@ -80,6 +92,7 @@ class Races:
     def forget(self, block: Block) -> None:
         """The block has left."""
         self._clocks.pop(block, None)
+        self._marks.pop(block, None)
         self._bytes.pop(block, None)
 
     def _clock(self, block: Block) -> np.ndarray:

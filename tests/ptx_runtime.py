@@ -7,6 +7,7 @@ waits until everyone who takes part has arrived. Memory is sequentially consiste
 from __future__ import annotations
 
 import functools
+import itertools
 import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -57,6 +58,7 @@ class Block:
     ready: list[Thread] = field(default_factory=list)
     live: int = 0
     barriers: dict[int, Barrier] = field(default_factory=dict)
+    under_way: list[Callable[[], None]] = field(default_factory=list)  # bulk copies, which no thread waits for
 
 
 @dataclass(slots=True, eq=False)
@@ -71,6 +73,7 @@ class Thread:
     pc: int = 0
     groups: list[list[tuple[int, int, int, int]]] = field(default_factory=list)
     copies: list[tuple[int, int, int, int]] = field(default_factory=list)
+    bulk: list[list[Callable[[], None]]] = field(default_factory=lambda: [[]])  # by groups, the last one open
 
     @property
     def lane(self) -> int:
@@ -205,7 +208,9 @@ def await_copies(t: Thread, pending: int | None) -> None:
 
 
 def progress(t: Thread) -> None:
-    """One copy that is under way may happen now."""
+    """One copy that is under way may happen now, of the thread's own and of the block's."""
+    if (bulk := t.block.under_way) and t.block.random.random() < 0.25:
+        bulk.pop(t.block.random.randrange(len(bulk)))()
     under_way = [group for group in (*t.groups, t.copies) if group]
     if under_way and t.block.random.random() < 0.25:
         group = t.block.random.choice(under_way)
@@ -249,8 +254,18 @@ def _met(block: Block, warp: Warp, key: tuple[str, int], last: Thread | None) ->
     return True
 
 
-def barrier(t: Thread, number: int, count: int | None, resume: int, *, aligned: bool = True, wait: bool = True,
-            finish: Callable[[list[Any]], Any] | None = None, value: Any = None, slot: int | None = None) -> int:  # fmt: skip
+def barrier(
+    t: Thread,
+    number: int,
+    count: int | None,
+    resume: int,
+    *,
+    aligned: bool = True,
+    wait: bool = True,
+    finish: Callable[[list[Any]], Any] | None = None,
+    value: Any = None,
+    slot: int | None = None,
+) -> int:
     """bar and barrier: count None is the whole block, those who left taken off."""
     block = t.block
     if not 0 <= number < 16 or (count is not None and (count % WARP or not count)):
@@ -297,6 +312,8 @@ def leave(t: Thread) -> int:
     """ret and exit: copies under way are carried out, and nobody waits for the thread any more."""
     await_copies(t, None)
     block, warp = t.block, t.warp
+    for carry_out in [*itertools.chain(*t.bulk), *(block.under_way if block.live == 1 else ())]:
+        carry_out()
     block.live -= 1
     warp.live &= ~(1 << t.lane)
     for key in list(warp.meetings):
@@ -356,21 +373,22 @@ def shuffle(mode: str) -> Callable[[Lanes], Lanes]:
     return finish
 
 
+_REDUCE: dict[str, Callable[[int, int], int]] = {
+    "add": lambda a, b: (a + b) & 0xFFFFFFFF, "min": min, "max": max, "and": operator.and_, "or": operator.or_,
+    "xor": operator.xor, "signed_min": lambda a, b: min(a, b, key=_biased),
+    "signed_max": lambda a, b: max(a, b, key=_biased),
+}  # fmt: skip
+_FUNCTIONS = (
+    load_shared, store_shared, load_local, store_local, load_param, load_global, store_global, load_generic,
+    store_generic, within, copy, commit, await_copies, meet, barrier, leave, ballot, elect, match_any, match_all, trap,
+)  # fmt: skip
 NAMES: dict[str, Any] = {
-    f.__name__: f
-    for f in (
-        load_shared, store_shared, load_local, store_local, load_param, load_global, store_global, load_generic,
-        store_generic, within, copy, commit, await_copies, meet, barrier, leave, ballot, elect, match_any, match_all,
-        trap,
-    )
-} | {
+    **{f.__name__: f for f in _FUNCTIONS},
+    **{f"shuffle_{mode}": shuffle(mode) for mode in ("up", "down", "bfly", "idx")},
+    **{f"everyone_{name}": _everyone(functools.partial(functools.reduce, f)) for name, f in _REDUCE.items()},
     "atomic_shared": _atomic(load_shared, store_shared), "atomic_global": _atomic(load_global, store_global),
     "atomic_generic": _atomic(load_generic, store_generic), "nothing": lambda lanes: dict.fromkeys(lanes, ()),
-    "everyone_any": _everyone(any), "everyone_all": _everyone(all), "everyone_uni": _everyone(lambda x: len(set(map(bool, x))) == 1),
-    "count": lambda x: sum(map(bool, x)), "SHARED": SHARED, "LOCAL": LOCAL, "PARAM": PARAM,
-} | {f"shuffle_{mode}": shuffle(mode) for mode in ("up", "down", "bfly", "idx")} | {
-    f"everyone_{name}": _everyone(lambda x, f=f: functools.reduce(f, x))  # type: ignore[misc]
-    for name, f in {"add": lambda a, b: (a + b) & 0xFFFFFFFF, "min": min, "max": max, "and": operator.and_, "or": operator.or_,
-                    "xor": operator.xor, "signed_min": lambda a, b: min(a, b, key=_biased),
-                    "signed_max": lambda a, b: max(a, b, key=_biased)}.items()
+    "everyone_any": _everyone(any), "everyone_all": _everyone(all),
+    "everyone_uni": _everyone(lambda x: len(set(map(bool, x))) == 1), "count": lambda x: sum(map(bool, x)),
+    "SHARED": SHARED, "LOCAL": LOCAL, "PARAM": PARAM,
 }  # fmt: skip

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from ptx_machine import Machine, run
 from ptx_memory import Memory
+from ptx_races import Races
 
+ONE = (1, 1, 1)
 HEADER = ".version 8.7\n.target sm_90a\n.address_size 64\n"
 
 
@@ -30,7 +33,10 @@ def u64(x: int) -> bytes:
 
 
 def compute(instruction: str, inputs: Sequence[int], output: int, rows: Sequence[Sequence[int]]) -> list[int]:
-    """One instruction, one thread a row: ``{d}`` its result, ``{a}``, ``{b}`` ... its operands, by their bits; 1 bit is a predicate."""
+    """One instruction, one thread a row: ``{d}`` its result, ``{a}``, ``{b}`` ... its operands, by their bits.
+
+    A predicate has 1 bit.
+    """
     bits = [*inputs, output]
     declared = "".join(
         f".reg .{'pred' if n == 1 else f'b{max(n, 16)}'} %{x};"
@@ -55,3 +61,31 @@ def compute(instruction: str, inputs: Sequence[int], output: int, rows: Sequence
     target = memory.alloc(8 * len(rows))
     run(Machine(text, memory).launch("k", (1, 1, 1), (len(rows), 1, 1), [u64(source), u64(target)]))
     return [int(x) & ((1 << max(output, 8)) - 1) for x in memory.array(target, "<u8", len(rows))]
+
+
+# Of bodies for each(): the thread's index in its block, the block's, the threads of a block, the thread's of all.
+OWN = "mov.u32 %r0, %tid.x; mov.u32 %r1, %ctaid.x; mov.u32 %r2, %ntid.x; mad.lo.u32 %r3, %r1, %r2, %r0;"
+POINTERS = "ld.param.u64 %d0, [p0]; ld.param.u64 %d1, [p1];"
+
+
+def each(
+    body: str,
+    threads: int = 32,
+    blocks: int = 1,
+    *,
+    source: bytes = bytes(8),
+    seed: int = 0,
+    words: int = 1,
+    slots: Sequence[int] = (0, 1),
+    module: str = "",
+    races: Races | None = None,
+    dynamic: int = 0,
+) -> np.ndarray:
+    """Run a body in which %d0 points to a source and %d1 to so many words (32 bits) of each thread; all words."""
+    text = entry(f"{OWN} {POINTERS} mad.wide.u32 %d1, %r3, {4 * words}, %d1; {body}", module=module)
+    memory, count = Memory(), threads * blocks
+    args = [u64(memory.alloc(source)), u64(target := memory.alloc(4 * words * count))]
+    launch = Machine(text, memory).launch("k", (blocks, 1, 1), (threads, 1, 1), args, dynamic, slots=slots, races=races)
+    run(launch, seed=seed, steps=1_000_000)
+    found = memory.array(target, "<u4", words * count)
+    return found if words == 1 else found.reshape(count, words)
