@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from miriam.errors import DeviceError, MiriamError, PolicyError, WorkloadError
+from miriam._files import replacing
+from miriam.errors import DeviceError, MiriamError, PolicyError, ProgramError, WorkloadError
 
 if TYPE_CHECKING:
+    from miriam.elastic.ptx import Module
     from miriam.program import Program
     from miriam.progress import Progress
 
@@ -218,6 +220,85 @@ def profile(
         if export is not None:
             store.export(export)
             typer.echo(f"everything in the store is in {export} too")
+
+
+@app.command()
+def elastic(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A program file or a PTX module.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Write the elastic program or the elastic PTX module."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Make kernels elastic, or say why not.
+
+    Shows for each kernel whether it is elastic, the other sizes that its block may have, and the
+    registers that it takes as it was and in its elastic forms. Needs no GPU; registers need NVIDIA's
+    ptxas. Nothing is written without -o.
+
+    \b
+    Examples:
+      miriam elastic resnet18.miriam
+      miriam elastic kernels.ptx -o kernels.elastic.ptx --json
+    """
+    if output is not None and not output.absolute().parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {output.absolute().parent}", param_hint="--output")
+    from miriam.elastic.generator import make_elastic, rewritten
+    from miriam.elastic.survey import print_survey, survey_module, survey_program
+    from miriam.program import Program
+
+    with _input():
+        source = _program_or_module(file)
+        if output is not None:
+            _check_output(output, file, ".miriam" if isinstance(source, Program) else ".ptx")
+    with _progress() as progress:
+        if isinstance(source, Program):
+            program = make_elastic(source, progress=progress)
+            survey = survey_program(program, progress=progress)
+            if output is not None:
+                program.save(output)
+        else:
+            made = rewritten(source)
+            survey = survey_module(source, made, progress=progress)
+            if output is not None:
+                with replacing(output, ProgramError) as part:
+                    part.write_text(made.ptx, "utf-8")
+    if as_json:
+        _print_json({"file": str(file)} | survey.to_json() | {"output": output and str(output)})
+        return
+    print_survey(survey)
+    if output is not None:
+        typer.echo(f"The elastic {'program' if isinstance(source, Program) else 'module'} is in {output}")
+
+
+def _program_or_module(file: Path) -> Program | Module:
+    """Read what a file holds, by its name and its first bytes."""
+    from miriam.elastic.ptx import parse
+    from miriam.program import Program
+
+    try:
+        raw = file.read_bytes()
+    except FileNotFoundError:
+        raise ProgramError(f"there is no file {file}") from None
+    except OSError as error:
+        raise ProgramError(f"cannot read {file}: {error.strerror or error}") from error
+    if file.suffix == ".miriam" or raw.startswith(b"PK"):
+        return Program.load(file)
+    try:
+        text = raw.rstrip(b"\0").decode()
+    except UnicodeDecodeError:
+        kind = "machine code, which cannot be read" if raw.startswith(b"\x7fELF") else "no text"
+        raise ProgramError(f"{file} is neither a program file nor PTX: it is {kind}") from None
+    return parse(text, str(file))
+
+
+def _check_output(output: Path, file: Path, suffix: str) -> None:
+    """Refuse to write over the input, or to a name that says something else."""
+    if output.exists() and output.samefile(file):
+        raise ProgramError(f"{output} is the input: give another file to write to")
+    if output.suffix in {".miriam", ".ptx"} - {suffix}:
+        raise ProgramError(f"{file} gives no {output.suffix} file: call the output {output.with_suffix(suffix)}")
 
 
 @zoo.callback(invoke_without_command=True)

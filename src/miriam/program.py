@@ -6,7 +6,7 @@ an offset, so a program can be loaded anywhere, any number of times.
 On disk it is a zip archive with three kinds of members, readable with standard tools::
 
     manifest.json   format version, launches, buffers, tensors, kernels without their code
-    kernels.json    PTX and TTIR by kernel (one LZMA stream: kernels of one model resemble each other)
+    kernels.json    PTX, TTIR and elastic forms by kernel (one LZMA stream: kernels of one model resemble each other)
     weights/<n>     contents of buffer n, where they were kept
 """
 
@@ -149,10 +149,14 @@ class Kernel:
     ptx, ttir
         The code, where it is known.
     opaque
-        Why only the whole kernel can be run and not read or changed; empty when PTX is there.
+        Why only the whole kernel can be run: there is no PTX, or its PTX may not be elastic. Empty
+        when neither is known.
+    elastic
+        PTX with the elastic forms of the kernel, where they were made
+        (:func:`miriam.elastic.generator.make_elastic`).
     digest
         Hash of everything that decides how the kernel behaves, whatever its name: equal kernels of
-        two models share their measurements.
+        two models share their measurements. Elastic forms do not count: they follow from the rest.
     """
 
     name: str
@@ -164,6 +168,7 @@ class Kernel:
     ptx: str | None = field(default=None, repr=False)
     ttir: str | None = field(default=None, repr=False)
     opaque: str = ""
+    elastic: str | None = field(default=None, repr=False)
     digest: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
@@ -259,7 +264,10 @@ class Program:
         """Write to ``path`` in one step: a reader sees the old file or the whole new one."""
         with replacing(path, ProgramError) as part, zipfile.ZipFile(part, "w") as archive:
             _write(archive, "manifest.json", _dump(_manifest(self)), zipfile.ZIP_DEFLATED)
-            code = [{"ptx": k.ptx, "ttir": k.ttir} for k in self.kernels]
+            code = [
+                {"ptx": k.ptx, "ttir": k.ttir} | ({} if k.elastic is None else {"elastic": k.elastic})
+                for k in self.kernels
+            ]
             _write(archive, "kernels.json", _dump(code), zipfile.ZIP_LZMA)
             for i, buffer in enumerate(self.buffers):
                 if buffer.data is not None:
@@ -389,7 +397,7 @@ def _from_manifest(raw: dict[str, Any], code: list[dict[str, Any]], data: Mappin
     for k, text in zip(raw["kernels"], code, strict=True):
         kernel = Kernel(
             k["name"], Source(k["source"]), tuple(k["block"]), k["registers"], k["shared_bytes"],
-            k["dynamic_shared_bytes"], text["ptx"], text["ttir"], k["opaque"],
+            k["dynamic_shared_bytes"], text["ptx"], text["ttir"], k["opaque"], text.get("elastic"),
         )  # fmt: skip
         if kernel.digest != k["digest"]:
             raise ProgramError(f"the code of kernel {kernel.name!r} is not the code that was saved")

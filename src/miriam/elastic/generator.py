@@ -1,0 +1,200 @@
+"""Kernels and programs -> elastic ones, and their machine code. What was made before is found again.
+
+::
+
+    elastic = make_elastic(program)
+    code = assembled(elastic.kernels, elastic.target)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from miriam.elastic import cache
+from miriam.elastic.ptx import Module
+from miriam.elastic.ptxas import Assembled, Needs, assemble, find_ptxas, ptxas_version
+from miriam.elastic.rewrite import ELASTIC, Form, Rewritten, rewrite
+from miriam.errors import ProgramError, PtxError
+from miriam.program import Kernel, Program
+from miriam.progress import Progress, silent
+
+__all__ = ["VERSION", "assembled", "assembled_texts", "elastic_kernel", "forms_of", "make_elastic", "rewritten"]
+
+
+def _version() -> str:
+    # Of all that stands in this package: a list of files would have to be kept up by hand, and one
+    # that is missing on it would bring old code under a new name.
+    sources = sorted((f for f in files(__package__).iterdir() if f.name.endswith(".py")), key=lambda f: f.name)
+    return hashlib.sha256(b"".join(f.name.encode() + b"\0" + f.read_bytes() for f in sources)).hexdigest()[:16]
+
+
+VERSION = _version()
+"""What made the code: a hash of the sources of this package, taken when it was imported."""
+
+
+def _header() -> str:
+    return f"// Elastic forms, made by Miriam's generator {VERSION}.\n"
+
+
+def rewritten(ptx: str | Module, entries: Iterable[str] | None = None) -> Rewritten:
+    """Do what :func:`miriam.elastic.rewrite.rewrite` does, or find what it did before.
+
+    The first line of the text tells the version.
+
+    Raises
+    ------
+    PtxError
+        The text cannot be read.
+    ProgramError
+        An entry is not there.
+    """
+    wanted = None if entries is None else list(entries)
+    key = ("rewritten", VERSION, str(ptx), repr(wanted))
+    if (data := cache.kept(*key)) is not None:
+        said, text = _unpack(data)
+        return Rewritten(text.decode(), said["refused"], {n: tuple(map(Form, f)) for n, f in said["forms"].items()})
+    made = rewrite(ptx, wanted)
+    made = replace(made, ptx=_header() + made.ptx)
+    cache.keep(_pack({"refused": made.refused, "forms": made.forms}, made.ptx.encode()), *key)
+    return made
+
+
+def elastic_kernel(kernel: Kernel) -> Kernel:
+    """The kernel with its elastic forms.
+
+    One that may not be elastic gets its guarded form and is opaque from then on, with the reason. One
+    without PTX, or opaque by itself, stays what it is, and so does one that has the forms of this version.
+    """
+    if kernel.ptx is None or (kernel.elastic or "").startswith(_header()) or (kernel.opaque and kernel.elastic is None):
+        return kernel
+    try:
+        made = rewritten(kernel.ptx, [kernel.name])
+    except (PtxError, ProgramError) as error:
+        return replace(kernel, elastic=None, opaque=f"its PTX cannot be rewritten: {error}")
+    return replace(kernel, elastic=made.ptx, opaque=made.refused.get(kernel.name, ""))
+
+
+def forms_of(kernel: Kernel) -> tuple[Form, ...]:
+    """The forms that ``kernel.elastic`` holds."""
+    if kernel.elastic is None:
+        return ()
+    return (Form.GUARDED,) if kernel.opaque else ELASTIC
+
+
+def make_elastic(program: Program, *, progress: Progress = silent) -> Program:
+    """The program with the elastic forms of its kernels beside the originals.
+
+    Launches, buffers and digests stay, and so does what was measured. Copies and fills have no code
+    here: whoever runs the program brings it.
+    """
+    kernels = []
+    for i, kernel in enumerate(program.kernels):
+        progress("rewriting", i, len(program.kernels))
+        kernels.append(elastic_kernel(kernel))
+    progress("rewriting", len(kernels), len(kernels))
+    return replace(program, kernels=tuple(kernels))
+
+
+def assembled(
+    kernels: Iterable[Kernel], target: str, *, progress: Progress = silent
+) -> list[Assembled | ProgramError | None]:
+    """Machine code of the elastic forms of some kernels, and what they need.
+
+    Parameters
+    ----------
+    kernels
+        Elastic or not yet; then they are rewritten while others are being assembled.
+    target
+        Architecture of the machine code, for example ``sm_90a``.
+
+    Returns
+    -------
+    list
+        In the order of ``kernels``: the code, ptxas's refusal in its place, or None for a kernel
+        that has no elastic forms.
+
+    Raises
+    ------
+    CompileError
+        There is no ptxas.
+    """
+    kernels = list(kernels)
+    texts: list[str | None] = [None] * len(kernels)
+
+    def each() -> Iterator[str]:
+        for i in sorted(range(len(kernels)), key=lambda i: len(kernels[i].ptx or ""), reverse=True):  # none waits last
+            texts[i] = text = elastic_kernel(kernels[i]).elastic
+            if text is not None:
+                yield text
+
+    made = assembled_texts(each(), target, progress=progress)
+    return [None if text is None else made[text] for text in texts]
+
+
+def assembled_texts(
+    texts: Iterable[str], target: str, *, progress: Progress = silent
+) -> dict[str, Assembled | ProgramError]:
+    """Machine code of PTX modules, each assembled as soon as it comes, or found again if it was before.
+
+    Returns
+    -------
+    dict
+        By text; for a module that ptxas refuses the error.
+
+    Raises
+    ------
+    CompileError
+        There is no ptxas.
+    """
+    ptxas = find_ptxas()
+    jobs: dict[str, Future[Assembled | ProgramError]] = {}
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        try:
+            for text in texts:
+                if text not in jobs:
+                    jobs[text] = pool.submit(_assembled, text, target, ptxas)
+            for i, job in enumerate(jobs.values()):
+                progress("assembling", i, len(jobs))
+                job.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    progress("assembling", len(jobs), len(jobs))
+    return {text: job.result() for text, job in jobs.items()}
+
+
+def _assembled(ptx: str, target: str, ptxas: Path | None) -> Assembled | ProgramError:
+    key = ("assembled", VERSION, ptx, target, repr(ptxas and ptxas_version(ptxas)))
+    if (data := cache.kept(*key)) is not None:
+        said, cubin = _unpack(data)
+        entries = {name: Needs(**needs) for name, needs in said["entries"].items()}
+        return Assembled(cubin, entries, said["spill_stores"], said["spill_loads"], tuple(said["warnings"]))
+    try:
+        made = assemble(ptx, target, ptxas=ptxas)
+    except ProgramError as error:
+        return error
+    said = {
+        "entries": {name: asdict(needs) for name, needs in made.entries.items()},
+        "spill_stores": made.spill_stores,
+        "spill_loads": made.spill_loads,
+        "warnings": made.warnings,
+    }
+    cache.keep(_pack(said, made.cubin), *key)
+    return made
+
+
+def _pack(said: Mapping[str, Any], code: bytes) -> bytes:
+    return json.dumps(said).encode() + b"\n" + code
+
+
+def _unpack(data: bytes) -> tuple[dict[str, Any], bytes]:
+    said, _, code = data.partition(b"\n")
+    return json.loads(said), code
