@@ -144,7 +144,9 @@ class Memory:
         data[at : at + size] = value.to_bytes(size, "little")
 
     def constant(self, address: int) -> bool:
-        return not self._writable[self._find(address, 1)[2]]
+        """Whether an address lies in an allocation that kernels cannot write."""
+        which = bisect_right(self._bases, address) - 1
+        return which >= 0 and not self._writable[which] and address < self._bases[which] + len(self._data[which])
 
     def _find(self, address: int, size: int) -> tuple[bytearray, int, int]:
         which = bisect_right(self._bases, address) - 1

@@ -142,7 +142,9 @@ def load_generic(t: Thread, address: int, size: int, plain: bool = True) -> int:
         return load_param(t, address - PARAM, size)
     if address >= LOCAL:
         return load_local(t, address - LOCAL, size)
-    return load_shared(t, address - SHARED, size, plain)
+    if address >= SHARED:
+        return load_shared(t, address - SHARED, size, plain)
+    raise Fault(f"{size} bytes at {address:#x}, which is in no space")
 
 
 def store_generic(t: Thread, address: int, size: int, value: int, plain: bool = True) -> None:
@@ -152,8 +154,10 @@ def store_generic(t: Thread, address: int, size: int, value: int, plain: bool = 
         raise Fault(f"a write to the parameters at {address:#x}")
     elif address >= LOCAL:
         store_local(t, address - LOCAL, size, value)
-    else:
+    elif address >= SHARED:
         store_shared(t, address - SHARED, size, value, plain)
+    else:
+        raise Fault(f"{size} bytes at {address:#x}, which is in no space")
 
 
 def within(t: Thread, space: str, address: int) -> bool:

@@ -281,6 +281,7 @@ def test_spaces() -> None:
     ld.shared.u32 %r6, [rest];
     isspacep.shared %p1, %d13; isspacep.global %p2, %d13; isspacep.local %p3, %d8; isspacep.const %p4, %d6;
     isspacep.global %p5, %d1;
+    mov.u64 %d16, 0; isspacep.shared %p6, %d16; @%p6 trap; isspacep.global %p6, %d16; @%p6 trap;
     selp.u32 %r10, 1, 0, %p1; selp.u32 %r11, 2, 0, %p2; selp.u32 %r12, 4, 0, %p3; selp.u32 %r13, 8, 0, %p4;
     selp.u32 %r14, 16, 0, %p5;
     add.u32 %r10, %r10, %r11; add.u32 %r10, %r10, %r12; add.u32 %r10, %r10, %r13; add.u32 %r10, %r10, %r14;
@@ -337,7 +338,9 @@ def test_parameters_keep_their_alignment() -> None:
         ("st.global.u32 [%d0+2], 1;", "not aligned"),
         ("ld.global.v4.u32 {%r4, %r5, %r6, %r7}, [%d0];", "in no allocation"),
         ("st.shared.u32 [%r0], 1;", "shared"),
-        ("mov.u64 %d5, 0; ld.u32 %r4, [%d5];", "shared"),
+        ("mov.u64 %d5, 0; ld.u32 %r4, [%d5];", "no space"),
+        ("mov.u64 %d5, 8; atom.add.u32 %r4, [%d5], 1;", "no space"),
+        ("ld.shared.u32 %r4, [%r0];", "outside"),
         ("mov.u64 %d5, table; st.global.u32 [%d5], 1;", "constant"),
         ("@%p7 bra L; L:", "never had a value"),
         ("@!%p7 mov.u32 %r4, 0;", "never had a value"),
