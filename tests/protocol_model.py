@@ -4,15 +4,14 @@ The search begins with fresh memory and takes, in every state, every step that a
 passes or a writer of limits could take next, until no new state is found. What is promised:
 
 ``once``
-    No logical block runs twice in an inference, and none is left out of one that counts as complete.
+    No share runs twice in an inference, and none is left out of one that counts as complete.
 ``order``
-    A block starts only when all blocks of all launches before its own have ended.
+    A share starts only when all shares of all launches before its own have ended.
 ``pause``
-    Whoever writes a limit is heard: a worker whose limit has changed starts no block, but for what it
-    had claimed when it looked last, and no worker starts one in a pass that began under limit 0.
-    Opaque launches do not ask.
+    Whoever writes a limit is heard: a worker starts a share only if the limit was the width of the pass
+    when it looked last, and above 0, and it looks again before each one. Opaque launches do not ask.
 ``width``
-    Never more workers of a claimed pass are inside a block than the width of the pass.
+    Never more workers of a claimed pass are inside a share than the width of the pass.
 ``progress``
     A pass that is alone, under a limit that stays as its gate saw it and is above 0, completes the
     inference.
@@ -23,10 +22,10 @@ condition that its caller keeps: a search without one of them finds a broken pro
 way there. ``SPARE`` names what may be left out: it only saves time.
 
 What is taken for granted: kernels of a lane run one after another, and each sees what those before it
-wrote; one worker's accesses happen in program order. A lane's record need not be read at once
-(``Setting.torn``): while a launch runs, ``width``, ``first`` and ``epoch`` stand still and ``stop`` can
-only become the launch's own index. Between lanes, data travels with ``done``: raising it has to be a
-release, behind a barrier of the worker, and comparing it an acquire, before a barrier of the worker.
+wrote; one worker's accesses happen in program order. A lane's words need not be read at once
+(``Setting.torn``): while a launch runs, only the limit and ``stop`` change. Between lanes, data travels
+with ``done``: raising it has to be a release, behind a barrier of the worker, and comparing it an
+acquire, before one.
 
 ``python tests/protocol_model.py`` searches what the tests search, and ``--large`` larger programs.
 """
@@ -48,23 +47,29 @@ EITHER = (EXCLUSIVE, CLAIMED)
 SETTINGS = {
     "exclusive": Setting((2, 1, 1), limits=(0, 1, 2), changes=2, inferences=2),
     "opaque": Setting((2, 1, 1), frozenset({1}), (EITHER,), limits=(0, 1), changes=2, inferences=2),
-    "either": Setting((2, 1), ways=(EITHER,), workers=(2,), limits=(0, 1), changes=2, inferences=2),
-    "chunks": Setting((3, 1), ways=(EITHER,), workers=(2,), chunk=2, limits=(0, 1)),
+    "either": Setting(ways=(EITHER,), workers=(2,), limits=(0, 1), changes=2, inferences=2),
+    "copies": Setting(copies=2, limits=(0, 1), changes=2),
+    "copies of either": Setting(ways=(EITHER,), workers=(2,), copies=2, limits=(0, 1)),
     "limit first": Setting(ways=(EITHER,), workers=(2,), torn="limit"),
     "limit last": Setting(ways=(EITHER,), workers=(2,), torn="rest"),
     "claims of two": Setting(ways=((CLAIMED,), (CLAIMED,)), workers=(2, 1), changes=0),
-    "two lanes": Setting(ways=(EITHER, (CLAIMED,)), workers=(1, 1), limits=(0, ALL), changes=2),
+    "two lanes": Setting(ways=(EITHER, (CLAIMED,)), workers=(1, 1), limits=(0,)),
+    "two lanes go on": Setting((1, 1), ways=(EITHER, (CLAIMED,)), workers=(1, 1), limits=(0, ALL), changes=2),
     "two equal lanes": Setting((1, 1), ways=(EITHER, EITHER), workers=(1, 1), limits=(0,), inferences=2),
 }
 LARGE = {
     "exclusive": Setting((3, 2, 3), changes=4, inferences=3),
     "opaque": Setting((2, 3, 2, 1), frozenset({1}), changes=4, inferences=3),
     "either": Setting((3, 2), ways=(EITHER,), workers=(3,), changes=3, inferences=2),
-    "chunks": Setting((3, 3), ways=(EITHER,), workers=(2,), chunk=2, changes=2, inferences=2),
-    "claims of two": Setting((2, 2), ways=((CLAIMED,), (CLAIMED,)), workers=(2, 2), limits=(0, 1), changes=1),
-    "two lanes": Setting((2, 1), ways=(EITHER, (CLAIMED,)), workers=(2, 1), limits=(0, 1), changes=2),
-    "two equal lanes": Setting((2, 1), ways=(EITHER, EITHER), workers=(1, 1), limits=(0, 1), inferences=2),
-    "three lanes": Setting((1, 1), ways=(EITHER, (CLAIMED,), (CLAIMED,)), workers=(1, 1, 1), limits=(0,)),
+    "copies": Setting((3, 2), copies=2, changes=3, inferences=2),
+    "copies of either": Setting((2, 2), ways=(EITHER,), workers=(2,), copies=2, changes=2, inferences=2),
+    "limit first": Setting((2, 2), ways=(EITHER,), workers=(2,), changes=2, inferences=2, torn="limit"),
+    "limit last": Setting((2, 2), ways=(EITHER,), workers=(2,), changes=2, inferences=2, torn="rest"),
+    "claims of two": Setting((2, 2), ways=((CLAIMED,), (CLAIMED,)), workers=(2, 2), limits=(0, 1)),
+    "claims of two, torn": Setting(ways=((CLAIMED,), (CLAIMED,)), workers=(2, 1), limits=(0,), torn="limit"),
+    "claims of three": Setting((1, 1), ways=((CLAIMED,),) * 3, workers=(1, 1, 1), limits=(0,), changes=0),
+    "two lanes": Setting(ways=(EITHER, (CLAIMED,)), workers=(2, 1), limits=(0, 1), changes=2),
+    "two equal lanes": Setting(ways=(EITHER, EITHER), workers=(1, 1), limits=(0, 1), inferences=2),
 }
 
 Step = tuple[bytes, str, tuple[Any, ...]]  # the next state, the promise broken on the way, what happened
@@ -141,27 +146,32 @@ class Model:
         self.setting, self.without = setting, without
         programs = Programs(setting, without)
         self.points, self.words = Points(programs), programs.words
-        self.launches, self.lanes = len(setting.blocks), range(len(setting.ways))
-        self.before = [sum(setting.blocks[:i]) for i in range(self.launches + 1)]
+        self.launches, self.lanes = len(setting.shares), range(len(setting.ways))
+        self.before = [sum(setting.shares[:i]) for i in range(self.launches + 1)]
         # A claim of nothing is like any other one, and so is a count that is too large.
-        self.most = {self.words["claimed", i]: blocks for i, blocks in enumerate(setting.blocks)}
-        self.most |= {self.words["done", i]: blocks + 1 for i, blocks in enumerate(setting.blocks)}
-        self.limits = [self.words["limit", lane] for lane in self.lanes]
-        self.ran = len(self.words)  # by block: 0 not yet, 1 running, 2 ended
+        self.most = {self.words["claimed", i]: shares for i, shares in enumerate(setting.shares)}
+        self.most |= {self.words["done", i]: shares + 1 for i, shares in enumerate(setting.shares)}
+        self.copies = range(setting.copies)
+        self.limits = {self.words["limit", lane, copy] for lane in self.lanes for copy in self.copies}
+        self.ran = len(self.words)  # by share: 0 not yet, 1 running, 2 ended
         self.changes = self.ran + self.before[-1]
-        self.caller = self.changes + 1  # by lane: kernel (0 none, 1 gate), way, whether others wait, whether alone
-        workers = max(*setting.blocks, *setting.workers) + ("stream: in order" in without)
+        self.writers = self.changes + 1  # by lane, of two writers: a limit, and the copies that it has yet to reach
+        self.caller = self.writers + 4 * len(
+            self.lanes
+        )  # by lane: kernel (0 none, 1 gate), way, whether others wait, whether alone
+        workers = max(*setting.shares, *setting.workers) + ("stream: in order" in without)
         self.at = [self.caller + 4 * len(self.lanes) + 3 * workers * lane for lane in (*self.lanes, len(self.lanes))]
 
     def first(self) -> bytes:
         """Fresh memory."""
-        state = bytearray(self.at[-1])  # by worker: point (2 bytes), blocks that it may start unasked
+        state = bytearray(self.at[-1])  # by worker: point (2 bytes), whether it may start a share
         state[self.words["next",]] = self.launches
         state[self.words["last",]] = NONE
         state[self.words["wanted",]] = 1
         for lane in self.lanes:
-            state[self.limits[lane]] = ALL
-            state[self.words["first", lane]] = state[self.words["stop", lane]] = NONE
+            state[self.words["first", lane]] = NONE
+            for copy in self.copies:
+                state[self.words["limit", lane, copy]], state[self.words["stop", lane, copy]] = ALL, NONE
         state[self.changes] = self.setting.changes
         return bytes(state)
 
@@ -191,18 +201,20 @@ class Model:
                 new[word] = value
                 if word in self.limits and state[word] != value:
                     broken = "pause"
-            case ("add", word, amount):
+            case ("add", word):
                 result = state[word]
-                new[word] = min(result + amount, self.most[word])
-            case (("record" | "rest" | "limit") as part, other):
-                limit, *rest = state[self.limits[other] : self.limits[other] + 5]
-                result = limit if part == "limit" else (*rest,) if part == "rest" else (limit, *rest)
+                new[word] = min(result + 1, self.most[word])
+            case (("record" | "rest" | "limit") as part, _, copy):
+                width = self.words["width", lane]
+                limit, stop = state[self.words["limit", lane, copy]], state[self.words["stop", lane, copy]]
+                rest = (*state[width : width + 3], stop)
+                result = limit if part == "limit" else rest if part == "rest" else (limit, *rest)
                 if state[caller] == 1:
                     new[caller + 3] &= limit != 0
                 elif part != "rest":
-                    new[at + 2] = self.setting.chunk if limit == rest[0] != 0 else 0
-            case ("begin", i, b):
-                broken = self._begin(state, new, lane, at, i, b)
+                    new[at + 2] = limit == state[width] != 0
+            case ("begin", i, b, copy):
+                broken = self._begin(state, new, lane, at, i, b, copy)
             case ("end", i, b):
                 new[self.ran + self.before[i] + b] = 2
             case ("fresh", word):
@@ -218,18 +230,17 @@ class Model:
             broken = broken or self._leave(new, lane)
         return bytes(new), broken, (lane, state[caller], access, result)
 
-    def _begin(self, state: bytes, new: bytearray, lane: int, at: int, i: int, b: int) -> str:
-        if b >= self.setting.blocks[i] or state[self.ran + self.before[i] + b]:
+    def _begin(self, state: bytes, new: bytearray, lane: int, at: int, i: int, b: int, copy: int) -> str:
+        if b >= self.setting.shares[i] or state[self.ran + self.before[i] + b]:
             return "once"
         if state[self.ran : self.ran + self.before[i]].count(2) != self.before[i]:
             return "order"
         new[self.ran + self.before[i] + b] = 1
         if i in self.setting.opaque:
             return ""
-        limit, width = state[self.limits[lane] : self.limits[lane] + 2]
-        if state[at + 2]:
-            new[at + 2] -= 1
-        elif limit != width or limit == 0:
+        limit, width = state[self.words["limit", lane, copy]], state[self.words["width", lane]]
+        new[at + 2] = 0
+        if not state[at + 2] and (limit != width or limit == 0):
             return "pause"
         workers = (state[k] << 8 | state[k + 1] for k in range(self.at[lane], self.at[lane + 1], 3))
         inside = sum(self.points.access[point][0] == "end" for point in workers)
@@ -247,7 +258,7 @@ class Model:
             new[caller + 2] &= way == EXCLUSIVE
             i, setting = kernel - 1, self.setting
             form = "guarded" if i in setting.opaque else "looped" if way == CLAIMED else "direct"
-            count = setting.workers[lane] if form == "looped" else setting.blocks[i]
+            count = setting.workers[lane] if form == "looped" else setting.shares[i]
             self._enter(new, lane, [(form, lane, i, which) for which in range(count)])
             return ""
         new[caller : caller + 4] = bytes(4)
@@ -266,14 +277,31 @@ class Model:
     # Writers of limits, and the caller of passes
 
     def _limits(self, state: bytes) -> Iterator[Step]:
-        for lane in self.lanes if state[self.changes] else ():
-            for limit in self.setting.limits:
-                if limit != state[self.limits[lane]]:
+        for lane in self.lanes:
+            mine = self.writers + 4 * lane
+            words = [self.words["limit", lane, copy] for copy in self.copies]
+            for writer in (mine, mine + 2):
+                for copy, word in enumerate(words) if state[writer + 1] else ():
+                    if state[writer + 1] & 1 << copy:
+                        new = bytearray(state)
+                        new[word] = state[writer]
+                        new[writer + 1] ^= 1 << copy
+                        new[writer] *= new[writer + 1] > 0
+                        new[self.caller + 4 * lane + 3] = 0
+                        yield bytes(new), "", (f"limit {state[writer]} reaches copy {copy} of lane {lane}",)
+            if not state[self.changes]:
+                continue
+            writer = mine + 2 * ("caller: one writer" in self.without and state[mine + 1] > 0)
+            for limit in self.setting.limits if not state[writer + 1] else ():
+                if any(state[word] != limit for word in words):
                     new = bytearray(state)
-                    new[self.limits[lane]] = limit
                     new[self.changes] -= 1
-                    new[self.caller + 4 * lane + 3] = 0
-                    yield bytes(new), "", (f"the limit of lane {lane} becomes {limit}",)
+                    if len(words) > 1:
+                        new[writer], new[writer + 1] = limit, (1 << len(words)) - 1
+                    else:
+                        new[words[0]] = limit
+                        new[self.caller + 4 * lane + 3] = 0
+                    yield bytes(new), "", (f"somebody sets the limit of lane {lane} to {limit}",)
 
     def _complete(self, state: bytes | bytearray) -> bool:
         """The rule by which a caller knows, when no pass is in flight, that the inference is complete."""
@@ -281,9 +309,9 @@ class Model:
         if state[words["next",]] >= self.launches and "caller: next tells" not in self.without:
             return True
         if state[words["mode",]] == CLAIMED:
-            return state[words["done", self.launches - 1]] == self.setting.blocks[-1]
+            return state[words["done", self.launches - 1]] == self.setting.shares[-1]
         last = state[words["last",]]
-        return last != NONE and state[words["stop", last]] == NONE != state[words["first", last]]
+        return last != NONE and state[words["stop", last, 0]] == NONE != state[words["first", last]]
 
     def _passes(self, state: bytes, flying: list[int]) -> Iterator[Step]:
         complete, begun, wanted = self._complete(state), state[self.words["begun",]], state[self.words["wanted",]]
@@ -295,13 +323,18 @@ class Model:
         for lane in set(self.lanes).difference(flying):
             if "caller: own lane" in self.without:
                 new = bytearray(state)
-                new[self.words["first", lane]], new[self.words["stop", lane]] = 0, NONE
+                new[self.words["first", lane]], new[self.words["stop", lane, 0]] = 0, NONE
                 yield bytes(new), "", (f"another program has a pass in lane {lane}",)
             for way in self.setting.ways[lane]:
                 if self._may_begin(state, way, flying):
                     new, caller = bytearray(state), self.caller + 4 * lane
                     switch = state[self.words["mode",]] == EXCLUSIVE or (complete and begun != wanted)
-                    new[caller : caller + 4] = (1, way, way == EXCLUSIVE or switch, not flying)
+                    new[caller : caller + 4] = (
+                        1,
+                        way,
+                        way == EXCLUSIVE or switch,
+                        not flying and not any(state[self.writers : self.caller]),
+                    )
                     for other in flying:
                         new[self.caller + 4 * other + 3] = 0
                     self._enter(new, lane, [("gate", lane, way)])

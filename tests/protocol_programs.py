@@ -18,28 +18,29 @@ ALL = 99  # a limit that holds nobody back
 EXCLUSIVE, CLAIMED = 0, 1  # ways of a pass
 
 LINES = {
-    # direct: one worker for each logical block
+    # direct and strided: one worker for each share
     "direct: before first": "i < first: leave",
     "direct: behind stop": "i > stop: leave",
     "direct: pass before limit": "a launch that the pass does not run leaves before it looks at the limit",
     "direct: taken": "taken[b] == epoch: leave",
     "direct: limit": "limit != width: leave",
     "direct: stop": "stop = i, when it leaves for the limit",
+    "direct: stop everywhere": "in all copies of the lane's words",
     "direct: take": "taken[b] = epoch",
     # looped: any number of workers
     "looped: width": "w >= width: leave",
-    "looped: done": "done[i-1] != blocks[i-1]: leave",
+    "looped: done": "done[i-1] != shares[i-1]: stop = i - 1",
     "looped: done not of first": "only i > first looks at the launch before",
+    "looped: behind stop": "i > stop: leave; so does the worker that has just set it to i - 1",
     "looped: limit": "limit != width: leave",
     "looped: limit each time": "the lane is loaded again before each claim",
     "looped: limit before claim": "the limit is looked at before the claim, not behind it",
-    "looped: whole claim": "what was claimed is run to its end, whatever becomes of the limit",
     "looped: atomic claim": "claimed[i] is loaded and raised in one step",
-    "looped: end": "b >= blocks[i]: leave",
+    "looped: end": "b >= shares[i]: leave",
     "looped: taken": "taken[b] == epoch: the next one",
     "looped: take": "taken[b] = epoch",
     "looped: count": "done[i] += 1",
-    "looped: count behind": "done[i] is raised behind the block, not before",
+    "looped: count behind": "done[i] is raised behind the share, not before",
     "looped: atomic count": "done[i] is loaded and raised in one step",
     # gates
     "gate: epoch": "a new inference has a new epoch",
@@ -47,7 +48,7 @@ LINES = {
     "gate: stop": "after an exclusive pass, next is where it stopped, or behind the last launch",
     "gate: empty pass": "an exclusive pass with first == NONE leaves next as it was",
     "gate: last lane": "the stop is that of the lane of the last exclusive pass, not of the gate's own",
-    "gate: scan": "after a claimed pass, next is the first launch with done != blocks",
+    "gate: scan": "after a claimed pass, next is the first launch with done != shares",
     "gate: scan from next": "the scan begins at next, not at launch 0",
     "gate: mode": "the mode is written",
     "gate: width": "width = limit",
@@ -58,8 +59,8 @@ LINES = {
     "gate: clear stop": "stop = NONE",
     "gate: clear of new": "a claimed gate that begins an inference clears claimed and done",
     "gate: clear": "a claimed gate behind an exclusive pass clears claimed and done from next on",
-    "gate: count taken": "done[next] = number of taken blocks of launch next",
-    # the caller of passes, and the stream
+    "gate: count taken": "done[next] = number of taken shares of launch next",
+    # the caller of passes, writers of limits, and the stream
     "caller: exclusive alone": "an exclusive pass begins when no pass of the inference is in flight",
     "caller: claimed waits": "a claimed pass begins when no exclusive one is in flight",
     "caller: switch first": "the gate that switches or begins has ended before another lane's pass begins",
@@ -67,16 +68,19 @@ LINES = {
     "caller: own lane": "no other program uses the lane of an exclusive pass before the next gate",
     "caller: opaque exclusive": "a program with an opaque launch has exclusive passes only",
     "caller: next tells": "an inference with next behind its last launch is complete, whatever the last pass did",
+    "caller: one writer": "a change of a lane's limit has reached all copies before the next change of it begins",
     "stream: in order": "a kernel starts when all workers of the one before have left",
 }
 SPARE = {
     "direct: taken of first only": "only i == first looks at taken",
     "direct: taken before limit": "taken is looked at before the limit",
-    "direct: take before": "taken[b] is stored before the block, not behind it",
+    "direct: take before": "taken[b] is stored before the share runs, not behind it",
     "looped: before first": "i < first: leave",
-    "looped: behind stop": "i > stop: leave",
-    "looped: stop": "stop = i, when it leaves for the limit or for the launch before",
-    "looped: take before": "taken[b] is stored before the block, not behind it",
+    "looped: stop": "stop = i, when it leaves for the limit",
+    "looped: stop everywhere": "in all copies of the lane's words, and not in the worker's alone",
+    "looped: behind stop again": "i > stop: leave, also after the first share",
+    "looped: limit of next": "the limit is loaded again after a share that was taken before",
+    "looped: take before": "taken[b] is stored before the share runs, not behind it",
 }
 
 Access = tuple[Any, ...]
@@ -92,16 +96,16 @@ class Setting:
 
     Attributes
     ----------
-    blocks
-        Logical blocks of each launch.
+    shares
+        Shares of each launch.
     opaque
         Launches that run whole or not at all.
     ways
         By lane, the ways of the passes that it may have.
     workers
         By lane, workers of a looped launch.
-    chunk
-        Blocks that a worker claims at once.
+    copies
+        Of a lane's words; worker w looks at copy w modulo ``copies``.
     limits
         Values that a limit may take; each begins as ``ALL``.
     changes
@@ -112,11 +116,11 @@ class Setting:
         Which part of a lane's record is loaded first; "" if all is loaded at once.
     """
 
-    blocks: tuple[int, ...] = (2, 1)
+    shares: tuple[int, ...] = (2, 1)
     opaque: frozenset[int] = frozenset()
     ways: tuple[tuple[int, ...], ...] = ((EXCLUSIVE,),)
     workers: tuple[int, ...] = (1,)
-    chunk: int = 1
+    copies: int = 1
     limits: tuple[int, ...] = (0, 1, 2, ALL)
     changes: int = 1
     inferences: int = 1
@@ -127,13 +131,15 @@ class Programs:
     """The programs for a setting, without some lines, over a memory of numbered words."""
 
     def __init__(self, setting: Setting, without: frozenset[str]):
-        self.blocks, self.launches = setting.blocks, len(setting.blocks)
-        self.chunk, self.torn, self.without = setting.chunk, setting.torn, without
+        self.shares, self.launches = setting.shares, len(setting.shares)
+        self.copies, self.torn, self.without = setting.copies, setting.torn, without
         names: list[tuple[Any, ...]] = [(name,) for name in ("next", "epoch", "mode", "last", "begun", "wanted")]
         for lane in range(len(setting.ways)):
-            names += [(name, lane) for name in ("limit", "width", "first", "epoch", "stop")]
-        for i, blocks in enumerate(setting.blocks):
-            names += [("claimed", i), ("done", i), *(("taken", i, b) for b in range(blocks))]
+            # Of width, first and epoch all copies are equal while anybody looks: gates write them, alone in a lane.
+            names += [(name, lane) for name in ("width", "first", "epoch")]
+            names += [(name, lane, copy) for name in ("limit", "stop") for copy in range(setting.copies)]
+        for i, shares in enumerate(setting.shares):
+            names += [("claimed", i), ("done", i), *(("taken", i, b) for b in range(shares))]
         self.words = {name: number for number, name in enumerate(names)}
 
     def has(self, line: str) -> bool:
@@ -145,29 +151,33 @@ class Programs:
     def store(self, value: int, *name: Any) -> Access:
         return ("store", self.words[name], value)
 
-    def add(self, amount: int, *name: Any) -> Access:
-        return ("add", self.words[name], amount)
+    def add(self, *name: Any) -> Access:
+        return ("add", self.words[name])
 
-    def record(self, lane: int) -> Record:
+    def record(self, lane: int, copy: int) -> Record:
         """Limit, width, first, epoch and stop of a lane."""
         if not self.torn:
-            limit, width, first, epoch, stop = yield ("record", lane)
+            limit, width, first, epoch, stop = yield ("record", lane, copy)
             return limit, width, first, epoch, stop
-        limit = (yield ("limit", lane)) if self.torn == "limit" else 0
-        width, first, epoch, stop = yield ("rest", lane)
-        return limit if self.torn == "limit" else (yield ("limit", lane)), width, first, epoch, stop
+        limit = (yield ("limit", lane, copy)) if self.torn == "limit" else 0
+        width, first, epoch, stop = yield ("rest", lane, copy)
+        return limit if self.torn == "limit" else (yield ("limit", lane, copy)), width, first, epoch, stop
 
-    def leave(self, lane: int, i: int, form: str) -> Program:
-        """Leave for the limit, or for the launch before."""
+    def stop(self, lane: int, at: int, form: str, copy: int) -> Generator[Access, Any, None]:
+        for other in range(self.copies) if self.has(f"{form}: stop everywhere") else (copy,):
+            yield self.store(at, "stop", lane, other)
+
+    def leave(self, lane: int, i: int, form: str, copy: int) -> Program:
+        """Leave for the limit."""
         if self.has(f"{form}: stop"):
-            yield self.store(i, "stop", lane)
+            yield from self.stop(lane, i, form, copy)
         return None
 
-    def run(self, i: int, b: int, epoch: int, form: str) -> Program:
+    def run(self, i: int, b: int, epoch: int, form: str, copy: int) -> Program:
         take, before = self.has(f"{form}: take"), self.has(f"{form}: take before")
         if take and before:
             yield self.store(epoch, "taken", i, b)
-        yield ("begin", i, b)
+        yield ("begin", i, b, copy)
         yield ("end", i, b)
         if take and not before:
             yield self.store(epoch, "taken", i, b)
@@ -176,92 +186,99 @@ class Programs:
     # Workers
 
     def direct(self, lane: int, i: int, b: int) -> Program:
-        limit, width, first, epoch, stop = yield from self.record(lane)
+        copy = b % self.copies
+        limit, width, first, epoch, stop = yield from self.record(lane, copy)
         leave = limit != width and self.has("direct: limit")
         if leave and not self.has("direct: pass before limit"):
-            return ("leave", lane, i, "direct")
+            return ("leave", lane, i, "direct", copy)
         if (i < first and self.has("direct: before first")) or (i > stop and self.has("direct: behind stop")):
             return None
         if leave and not self.has("direct: taken before limit"):
-            return ("leave", lane, i, "direct")
+            return ("leave", lane, i, "direct", copy)
         if i == first or not self.has("direct: taken of first only"):
             return ("untaken", lane, i, b, epoch, leave)
-        return ("leave", lane, i, "direct") if leave else ("run", i, b, epoch, "direct")
+        return ("leave", lane, i, "direct", copy) if leave else ("run", i, b, epoch, "direct", copy)
 
     def untaken(self, lane: int, i: int, b: int, epoch: int, leave: bool) -> Program:
         if (yield self.load("taken", i, b)) == epoch and self.has("direct: taken"):
             return None
-        return ("leave", lane, i, "direct") if leave else ("run", i, b, epoch, "direct")
+        copy = b % self.copies
+        return ("leave", lane, i, "direct", copy) if leave else ("run", i, b, epoch, "direct", copy)
 
     def guarded(self, lane: int, i: int, b: int) -> Program:
-        _, _, first, _, stop = yield from self.record(lane)
+        _, _, first, _, stop = yield from self.record(lane, b % self.copies)
         return None if i < first or i > stop else ("whole", i, b)
 
     def whole(self, i: int, b: int) -> Program:
-        yield ("begin", i, b)
+        yield ("begin", i, b, 0)
         yield ("end", i, b)
         return None
 
     def looped(self, lane: int, i: int, w: int) -> Program:
-        limit, width, first, epoch, stop = yield from self.record(lane)
+        _, _, first, _, stop = yield from self.record(lane, w % self.copies)
+        if i < first or i > stop or (i == first and self.has("looped: done not of first")) or i == 0:
+            return ("top", lane, i, w)
+        return ("behind", lane, i, w) if self.has("looped: done") else ("top", lane, i, w)
+
+    def behind(self, lane: int, i: int, w: int) -> Program:
+        if (yield self.load("done", i - 1)) != self.shares[i - 1]:
+            yield from self.stop(lane, i - 1, "looped", w % self.copies)
+        return ("top", lane, i, w)
+
+    def top(self, lane: int, i: int, w: int) -> Program:
+        limit, width, first, epoch, stop = yield from self.record(lane, w % self.copies)
         if (i < first and self.has("looped: before first")) or (i > stop and self.has("looped: behind stop")):
             return None
         if w >= width and self.has("looped: width"):
             return None
-        looks = i > first or (i > 0 and not self.has("looped: done not of first"))
-        return ("behind" if looks and self.has("looped: done") else "claim", lane, i, limit == width, epoch)
+        return ("claim", lane, i, w % self.copies, limit == width, epoch)
 
-    def behind(self, lane: int, i: int, same: bool, epoch: int) -> Program:
-        if (yield self.load("done", i - 1)) != self.blocks[i - 1]:
-            return ("leave", lane, i, "looped")
-        return ("claim", lane, i, same, epoch)
-
-    def again(self, lane: int, i: int, epoch: int) -> Program:
+    def again(self, lane: int, i: int, copy: int, epoch: int) -> Program:
+        """As at the top; the width has not changed since."""
         if not self.has("looped: limit each time"):
-            return ("claim", lane, i, True, epoch)
-        limit, width, _, epoch, _ = yield from self.record(lane)
-        return ("claim", lane, i, limit == width, epoch)
+            return ("claim", lane, i, copy, True, epoch)
+        limit, width, _, epoch, stop = yield from self.record(lane, copy)
+        if i > stop and self.has("looped: behind stop again"):
+            return None
+        return ("claim", lane, i, copy, limit == width, epoch)
 
-    def claim(self, lane: int, i: int, same: bool, epoch: int) -> Program:
+    def claim(self, lane: int, i: int, copy: int, same: bool, epoch: int) -> Program:
         leave = not same and self.has("looped: limit")
         if leave and self.has("looped: limit before claim"):
-            return ("leave", lane, i, "looped")
+            return ("leave", lane, i, "looped", copy)
         if self.has("looped: atomic claim"):
-            b = yield self.add(self.chunk, "claimed", i)
+            b = yield self.add("claimed", i)
         else:
             b = yield self.load("claimed", i)
-            yield self.store(min(b + self.chunk, self.blocks[i]), "claimed", i)
-        if b >= self.blocks[i]:
+            yield self.store(min(b + 1, self.shares[i]), "claimed", i)
+        if b >= self.shares[i]:
             if not self.has("looped: end"):
-                yield ("begin", i, b)
+                yield ("begin", i, b, copy)
             return None
         if leave:
-            return ("leave", lane, i, "looped")
-        return ("claimed", lane, i, b, min(b + self.chunk, self.blocks[i]), epoch)
+            return ("leave", lane, i, "looped", copy)
+        return ("claimed", lane, i, b, copy, epoch)
 
-    def claimed(self, lane: int, i: int, b: int, end: int, epoch: int) -> Program:
+    def claimed(self, lane: int, i: int, b: int, copy: int, epoch: int) -> Program:
         if (yield self.load("taken", i, b)) != epoch or not self.has("looped: taken"):
-            return ("block", lane, i, b, end, epoch)
-        return ("claimed", lane, i, b + 1, end, epoch) if b + 1 < end else ("again", lane, i, epoch)
+            return ("share", lane, i, b, copy, epoch)
+        if not self.has("looped: limit of next"):
+            return ("claim", lane, i, copy, True, epoch)
+        width = yield self.load("width", lane)
+        return ("claim", lane, i, copy, (yield ("limit", lane, copy)) == width, epoch)
 
-    def block(self, lane: int, i: int, b: int, end: int, epoch: int) -> Program:
+    def share(self, lane: int, i: int, b: int, copy: int, epoch: int) -> Program:
         count = self.has("looped: count")
         if count and not self.has("looped: count behind"):
-            yield self.add(1, "done", i)
-        yield from self.run(i, b, epoch, "looped")
+            yield self.add("done", i)
+        yield from self.run(i, b, epoch, "looped", copy)
         if count and self.has("looped: count behind"):
             if self.has("looped: atomic count"):
-                yield self.add(1, "done", i)
+                yield self.add("done", i)
             else:
                 done = yield self.load("done", i)
                 yield self.store(done + 1, "done", i)
-        if b + 1 >= end:
-            return ("again", lane, i, epoch)
-        return ("claimed" if self.has("looped: whole claim") else "between", lane, i, b + 1, end, epoch)
-
-    def between(self, lane: int, i: int, b: int, end: int, epoch: int) -> Program:
-        limit, width, _, _, _ = yield from self.record(lane)
-        return ("claimed", lane, i, b, end, epoch) if limit == width else ("leave", lane, i, "looped")
+        return ("again", lane, i, copy, epoch)
 
     # Gates
 
@@ -280,7 +297,7 @@ class Programs:
         """The first launch that is not complete, after a claimed pass."""
         if not self.has("gate: scan from next"):
             after = 0
-        while after < self.launches and (yield self.load("done", after)) == self.blocks[after]:
+        while after < self.launches and (yield self.load("done", after)) == self.shares[after]:
             after += 1
         return after
 
@@ -292,7 +309,7 @@ class Programs:
         if not self.has("gate: last lane"):
             last = lane
         first = yield self.load("first", last)
-        stop: int = yield self.load("stop", last)
+        stop: int = yield self.load("stop", last, 0)
         if (first == NONE and self.has("gate: empty pass")) or not self.has("gate: stop"):
             return after
         return min(stop, self.launches)
@@ -300,14 +317,14 @@ class Programs:
     def fresh(self, lane: int, way: int, mode: int, after: int) -> Program:
         yield ("fresh", self.words["begun",])
         if self.has("gate: epoch"):
-            # Two numbers are enough: when an inference begins, every block holds that of the one before.
+            # Two numbers are enough: when an inference begins, every share holds that of the one before.
             epoch = yield self.load("epoch")
             yield self.store(epoch % 2 + 1, "epoch")
         return ("latch", lane, way, way == CLAIMED, 0 if self.has("gate: next of new") else after, True)
 
     def latch(self, lane: int, way: int, switch: bool, after: int, new: bool) -> Program:
-        limit = yield ("limit", lane)
-        width = limit if self.has("gate: one limit") else (yield ("limit", lane))
+        limit = yield ("limit", lane, 0)
+        width = limit if self.has("gate: one limit") else (yield ("limit", lane, 0))
         yield self.store(after, "next")
         if self.has("gate: mode"):
             yield self.store(way, "mode")
@@ -321,20 +338,20 @@ class Programs:
                 yield self.store(0, "done", i)
         if after < self.launches and self.has("gate: count taken"):
             epoch = yield self.load("epoch")
-            for b in range(self.blocks[after]):
+            for b in range(self.shares[after]):
                 if (yield self.load("taken", after, b)) == epoch:
-                    yield self.add(1, "done", after)
+                    yield self.add("done", after)
         return ("publish", lane, after, limit, width, new)
 
     def publish(self, lane: int, after: int, limit: int, width: int, _new: bool) -> Program:
         nothing = (limit == 0 and self.has("gate: none under 0")) or after >= self.launches
         yield self.store((yield self.load("epoch")), "epoch", lane)
         if not self.has("gate: limit left alone"):
-            yield self.store(limit, "limit", lane)
+            yield from (self.store(limit, "limit", lane, copy) for copy in range(self.copies))
         if self.has("gate: width"):
             yield self.store(width, "width", lane)
         if self.has("gate: first"):
             yield self.store(NONE if nothing else after, "first", lane)
         if self.has("gate: clear stop"):
-            yield self.store(NONE, "stop", lane)
+            yield from (self.store(NONE, "stop", lane, copy) for copy in range(self.copies))
         return None
