@@ -229,6 +229,20 @@ def test_machine_code_comes_in_the_order_of_the_kernels():
 
 
 @needs_ptxas
+def test_only_the_forms_that_are_wanted_are_assembled():
+    given = [kernel(), kernel("odd", "%smid")]
+    good, odd = assembled(given, "sm_75", [Form.LOOPED, Form.STRIDED])
+    assert isinstance(good, Assembled)
+    assert isinstance(odd, Assembled)
+    assert set(good.entries) == {"good_looped", "good_strided"}
+    assert set(odd.entries) == {"odd_guarded"}
+    everything = assembled(given, "sm_75")[0]
+    assert isinstance(everything, Assembled)
+    assert {name: everything.entries[name] for name in good.entries} == good.entries
+    assert len(good.cubin) < len(everything.cubin)
+
+
+@needs_ptxas
 def test_machine_code_is_found_again_for_the_same_target_and_assembler(monkeypatch):
     made = assembled([kernel()], "sm_75")
     monkeypatch.setattr(generator, "assemble", lambda *_, **__: pytest.fail("assembled again"))

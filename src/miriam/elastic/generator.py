@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from miriam.elastic import cache
 from miriam.elastic.ptx import Module
@@ -104,7 +104,7 @@ def make_elastic(program: Program, *, progress: Progress = silent) -> Program:
 
 
 def assembled(
-    kernels: Iterable[Kernel], target: str, *, progress: Progress = silent
+    kernels: Iterable[Kernel], target: str, wanted: Iterable[Form] = ELASTIC, *, progress: Progress = silent
 ) -> list[Assembled | ProgramError | None]:
     """Machine code of the elastic forms of some kernels, and what they need.
 
@@ -114,6 +114,9 @@ def assembled(
         Elastic or not yet; then they are rewritten while others are being assembled.
     target
         Architecture of the machine code, for example ``sm_90a``.
+    wanted
+        Forms of the kernels that are elastic: each costs as much time as the original. Forms that are to
+        share one launch have to come from one call, since each call's code has its own variables in memory.
 
     Returns
     -------
@@ -126,59 +129,60 @@ def assembled(
     CompileError
         There is no ptxas.
     """
-    kernels = list(kernels)
-    texts: list[str | None] = [None] * len(kernels)
+    kernels, chosen = list(kernels), set(wanted)
+    jobs: list[_Job | None] = [None] * len(kernels)
 
-    def each() -> Iterator[str]:
+    def each() -> Iterator[_Job]:
         for i in sorted(range(len(kernels)), key=lambda i: len(kernels[i].ptx or ""), reverse=True):  # none waits last
-            texts[i] = text = elastic_kernel(kernels[i]).elastic
-            if text is not None:
-                yield text
+            kernel = elastic_kernel(kernels[i])
+            if kernel.elastic is not None:
+                some = [form.of(kernel.name) for form in forms_of(kernel) if form in chosen or kernel.opaque]
+                jobs[i] = job = kernel.elastic, tuple(some)
+                yield job
 
-    made = assembled_texts(each(), target, progress=progress)
-    return [None if text is None else made[text] for text in texts]
+    made = _assembled(each(), target, progress)
+    return [None if job is None else made[job] for job in jobs]
 
 
 def assembled_texts(
     texts: Iterable[str], target: str, *, progress: Progress = silent
 ) -> dict[str, Assembled | ProgramError]:
-    """Machine code of PTX modules, each assembled as soon as it comes, or found again if it was before.
+    """Machine code of PTX modules, by text, with all their entries; see :func:`assembled`."""
+    return {text: made for (text, _), made in _assembled(((text, ()) for text in texts), target, progress).items()}
 
-    Returns
-    -------
-    dict
-        By text; for a module that ptxas refuses the error.
 
-    Raises
-    ------
-    CompileError
-        There is no ptxas.
-    """
+_Job: TypeAlias = tuple[str, tuple[str, ...]]
+"""A text, and which of its entries are wanted; all if none is named."""
+
+
+def _assembled(jobs: Iterable[_Job], target: str, progress: Progress) -> dict[_Job, Assembled | ProgramError]:
+    """Each job is begun as soon as it comes."""
     ptxas = find_ptxas()
-    jobs: dict[str, Future[Assembled | ProgramError]] = {}
+    begun: dict[_Job, Future[Assembled | ProgramError]] = {}
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         try:
-            for text in texts:
-                if text not in jobs:
-                    jobs[text] = pool.submit(_assembled, text, target, ptxas)
-            for i, job in enumerate(jobs.values()):
-                progress("assembling", i, len(jobs))
-                job.result()
+            for job in jobs:
+                if job not in begun:
+                    begun[job] = pool.submit(_one, job, target, ptxas)
+            for i, running in enumerate(begun.values()):
+                progress("assembling", i, len(begun))
+                running.result()
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    progress("assembling", len(jobs), len(jobs))
-    return {text: job.result() for text, job in jobs.items()}
+    progress("assembling", len(begun), len(begun))
+    return {job: done.result() for job, done in begun.items()}
 
 
-def _assembled(ptx: str, target: str, ptxas: Path | None) -> Assembled | ProgramError:
-    key = ("assembled", VERSION, ptx, target, repr(ptxas and ptxas_version(ptxas)))
+def _one(job: _Job, target: str, ptxas: Path | None) -> Assembled | ProgramError:
+    ptx, entries = job
+    key = ("assembled", VERSION, ptx, repr(entries), target, repr(ptxas and ptxas_version(ptxas)))
     if (data := cache.kept(*key)) is not None:
         said, cubin = _unpack(data)
-        entries = {name: Needs(**needs) for name, needs in said["entries"].items()}
-        return Assembled(cubin, entries, said["spill_stores"], said["spill_loads"], tuple(said["warnings"]))
+        needs = {name: Needs(**words) for name, words in said["entries"].items()}
+        return Assembled(cubin, needs, said["spill_stores"], said["spill_loads"], tuple(said["warnings"]))
     try:
-        made = assemble(ptx, target, ptxas=ptxas)
+        made = assemble(ptx, target, options=[f"--entry={','.join(entries)}"] if entries else [], ptxas=ptxas)
     except ProgramError as error:
         return error
     said = {
