@@ -1,11 +1,13 @@
 """Conflicts between threads that nothing orders, for the PTX machine.
 
 Shared memory: happens-before by vector clocks. A barrier, or an operation of a warp, joins the clocks of the
-threads that took part; two accesses to one byte by two threads, one of them a write, must be ordered.
+threads that took part; two accesses to one byte by two threads, one of them a write, must be ordered. A write that
+changes nothing counts as none: compilers let several threads write the same.
 
 Device memory: a byte that one block writes plainly, no other block may touch plainly, for as long as one object
 of this class is used. Volatile, relaxed, acquire, release and atomic accesses are left out: they are how blocks
-talk. So a logical block that runs twice, on two workers, is found by what it writes.
+talk. So a logical block that runs twice, on two workers, is found by what it writes. Blocks that hand data to each
+other, in the order of a lock or a counter, break this rule; for them device memory is left out.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ class _Byte:
 class Races:
     """Give one to the launches that are checked against each other, and a new one to those after them."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, device: bool = True) -> None:
+        self._device = device
         self._clocks: dict[Any, np.ndarray] = {}
         self._marks: dict[Any, dict[int, np.ndarray]] = {}
         self._bytes: dict[Any, dict[int, _Byte]] = {}
@@ -77,6 +80,8 @@ class Races:
 
     def device(self, block: Block, address: int, size: int, *, write: bool) -> None:
         """A block touches device memory plainly."""
+        if not self._device:
+            return
         me = (block.launch, block.index)
         for b in range(address, address + size):
             writer = self._writers.get(b, me)

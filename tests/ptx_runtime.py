@@ -99,9 +99,10 @@ def load_shared(t: Thread, address: int, size: int, plain: bool = True) -> int:
 def store_shared(t: Thread, address: int, size: int, value: int, plain: bool = True) -> None:
     data, at = t.block.shared, address - SHARED_BASE
     _own(data, at, size, "shared")
-    if t.block.races and plain:
+    content = value.to_bytes(size, "little")
+    if t.block.races and plain and data[at : at + size] != content:
         t.block.races.shared(t, at, size, write=True)
-    data[at : at + size] = value.to_bytes(size, "little")
+    data[at : at + size] = content
 
 
 def load_local(t: Thread, address: int, size: int, plain: bool = True) -> int:

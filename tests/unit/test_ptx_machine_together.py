@@ -277,6 +277,27 @@ def test_launches_of_one_stream_follow_each_other(seed: int) -> None:
     assert memory.array(target, "<u4", 1) == [1234]
 
 
+def test_blocks_may_hand_over_data() -> None:
+    text = MESSAGE.replace("ld.volatile.global.u32 %r5", "ld.global.u32 %r5")
+    for device in (True, False):
+        memory = Memory()
+        args = [u64(memory.alloc(8)), u64(memory.alloc(16))]
+        launch = Machine(entry(text), memory).launch("k", (2, 1, 1), (1, 1, 1), args, races=Races(device=device))
+        if device:
+            with pytest.raises(Race, match="device memory"):
+                run(launch)
+        else:
+            run(launch)
+
+
+def test_threads_may_write_the_same() -> None:
+    body = """.shared .align 4 .b8 s[4]; st.shared.u32 [s], WHAT; bar.sync 0;
+    ld.shared.u32 %r4, [s]; st.global.u32 [%d1], %r4;"""
+    assert each(body.replace("WHAT", "7"), races=Races()).tolist() == [7] * 32
+    with pytest.raises(Race, match=r"threads .* write it unordered"):
+        each(body.replace("WHAT", "%r0"), races=Races())
+
+
 def test_a_block_that_runs_twice_is_a_race() -> None:
     text = entry(
         f"""{OWN} {POINTERS} and.b32 %r4, %r1, 3; mad.lo.u32 %r4, %r4, %r2, %r0; mad.wide.u32 %d1, %r4, 2, %d1;
