@@ -135,7 +135,7 @@ def storm(gpu: Gpu, program: Program, inferences: int, seed: int) -> dict[str, o
                 shared += 1
             else:
                 chosen, changes = [chance.choice((lanes[0], *lanes))], chance.randrange(0, 6)
-                limits = [chance.choice((0, 1, 66, ALL, ALL, ALL))]
+                limits = [chance.choice((0, ALL, ALL, ALL) if chosen[0][3] is None else (0, 1, 66, ALL, ALL))]
             moves += last is not None and last is not chosen[0]
             last = chosen[0]
             for (lane, *_), limit in zip(chosen, limits, strict=True):

@@ -11,7 +11,15 @@ from dataclasses import dataclass
 
 from miriam.elastic.ahead import ahead
 from miriam.elastic.ptx import Block, Function, Instruction, Module, Name, names, walk
-from miriam.elastic.state import ARGUMENT_ALIGN, ARGUMENT_BYTES, COPIES, COPY_BYTES, COUNTER_BYTES, MAX_LAUNCHES
+from miriam.elastic.state import (
+    ALL,
+    ARGUMENT_ALIGN,
+    ARGUMENT_BYTES,
+    COPIES,
+    COPY_BYTES,
+    COUNTER_BYTES,
+    MAX_LAUNCHES,
+)
 
 __all__ = ["direct", "guarded", "looped", "strided"]
 
@@ -22,13 +30,17 @@ _REGISTERS = """	.reg .pred %~p, %~out;
 """
 
 # Workers look at different copies, or they would queue at one word.
-_LOAD = f"""	ld.param.u64 %~lane, [~];
-	ld.param.u32 %~i, [~+32];
+_COPY = f"""	ld.param.u64 %~lane, [~];
 	mov.u32 %~a, %ctaid.x;
 	and.b32 %~a, %~a, {COPIES - 1};
 	mad.wide.u32 %~copy, %~a, {COPY_BYTES}, %~lane;
+"""
+_LOAD = f"""{_COPY}	ld.param.u32 %~i, [~+32];
 	ld.relaxed.gpu.global.v4.u32 {{%~limit, %~width, %~f, %~stop}}, [%~copy];
 """
+
+# Keeps the assembler from moving a load behind what follows, down to where its value is wanted.
+_NOW = "\tbar.warp.sync 0xffffffff;\n"
 
 # %~out: this pass does not run this launch.
 _OUT = f"""	shr.u32 %~e, %~f, 16;
@@ -42,10 +54,10 @@ _STOP = "".join(f"\tst.relaxed.gpu.global.u32 [%~lane+{12 + COPY_BYTES * i}], %~
 # The first thread alone: takes share %~a or says %~leave. Whatever is rare stands behind the body:
 # instructions have to be fetched, too. Only the first launch of a pass can have been begun before,
 # so for another one nobody looks at what was taken.
-_TAKE = """	ld.param.u64 %~at, [~+8];
+_TAKE = f"""	ld.param.u64 %~at, [~+8];
 	mad.wide.u32 %~at, %~a, 2, %~at;
 	setp.le.or.u32 %~p, %~i, %~f, %~out;
-	setp.ne.or.u32 %~p, %~limit, %~width, %~p;
+	setp.ne.or.u32 %~p, %~limit, {ALL}, %~p;
 	@%~p bra $~rare;
 $~take:
 	cvt.u16.u32 %~h, %~e;
@@ -62,9 +74,16 @@ _RARE = f"""$~rare:
 	setp.eq.u32 %~p, %~b, %~e;
 	@%~p bra $~join;
 $~fresh:
-	setp.ne.u32 %~leave, %~limit, %~width;
+	setp.ne.u32 %~leave, %~limit, {ALL};
 	@!%~leave bra $~take;
 {_STOP}	bra $~join;
+"""
+
+# On to the next block of the share: %~p if there is one.
+_ON = """	ld.param.u32 %~a, [~+40];
+	ld.param.u32 %~b, [~+36];
+	add.u32 %~block, %~block, %~a;
+	setp.lt.u32 %~p, %~block, %~b;
 """
 
 # The place through which the first thread of a worker tells the others what to run.
@@ -145,20 +164,27 @@ class _Entry:
         return sum(step.opcode[0] in ("ret", "exit") for step in self.steps) == 1
 
     @property
+    def reduce(self) -> str:
+        """A barrier for all threads of a block, which come one by one if some of them left early."""
+        return "bar.red" if self.straight else "barrier.red"
+
+    @property
     def meets(self) -> bool:
-        """Whether the threads of a block share anything that its successor on the same worker uses too."""
+        """Whether the threads of a block share anything that the next block of the worker uses too."""
         return any(
             step.opcode[0] in _TOGETHER or any(part.startswith("shared") for part in step.opcode[1:])
             for step in self.steps
         )
 
     def meet(self) -> str:
-        """Code after which the worker's threads may go on to its next block."""
+        """Code after which all threads have done with a block."""
+        return "\tbar.sync 0;\n" if self.straight else "\tbarrier.sync 0;\n"
+
+    def drained(self) -> str:
+        """Code that waits for copies into and out of shared memory, which the next block will use."""
         copies = [step.opcode for step in self.steps if step.opcode[:2] == ("cp", "async")]
         code = "\tcp.async.wait_all;\n" if any("bulk" not in opcode for opcode in copies) else ""
-        code += "\tcp.async.bulk.wait_group 0;\n" if any("bulk" in opcode for opcode in copies) else ""
-        # Threads may come one by one if some of them left early.
-        return code + ("\tbar.sync 0;\n" if self.straight else "\tbarrier.sync 0;\n")
+        return code + ("\tcp.async.bulk.wait_group 0;\n" if any("bulk" in opcode for opcode in copies) else "")
 
     def looping(self) -> str:
         """The body, with the logical coordinates, its ways out leading to ``$~end``."""
@@ -190,6 +216,8 @@ class _Entry:
 
 
 _COORDINATES = f"\t.reg .b32 {', '.join(f'%~{word}_{axis}' for word in ('ctaid', 'nctaid') for axis in 'xyz')};\n"
+
+
 _TOGETHER = frozenset(("bar", "barrier", "mbarrier", "ldmatrix", "stmatrix", "wgmma", "cp", "call"))
 
 
@@ -214,7 +242,7 @@ def direct(module: Module, function: Function, name: str) -> str:
     one = not (entry.reads("%ctaid.y") or entry.reads("%ctaid.z"))
     linear = "\tmov.u32 %~a, %ctaid.x;\n" if one else _LINEAR
     waits = "\tcp.async.wait_all;\n" if "cp.async" in before else ""
-    load = _LOAD.replace("\tld.relaxed", "\t@!%~p ld.relaxed")
+    load = _LOAD.replace("\tld.relaxed", "\t@!%~p ld.relaxed") + _NOW
     code = f"""{{
 	.reg .pred %~leave;
 {_REGISTERS}{entry.others("%~p")}{load}{before}
@@ -245,15 +273,8 @@ def strided(module: Module, function: Function, name: str) -> str:
 $~next:
 {entry.coordinates()}{{{entry.looping()}}}
 $~end:
-	{{
-	.reg .b32 %~shares, %~blocks;
-	ld.param.u32 %~shares, [~+40];
-	ld.param.u32 %~blocks, [~+36];
-	add.u32 %~block, %~block, %~shares;
-	setp.ge.u32 %~leave, %~block, %~blocks;
-	@%~leave ret;
-	}}
-{entry.meet() if entry.meets else ""}	bra $~next;
+{_ON}	@!%~p ret;
+{entry.drained()}{entry.meet() if entry.meets else ""}	bra $~next;
 {_RARE}}}"""
     return _restored(entry.finish(name, code))
 
@@ -264,7 +285,7 @@ def looped(module: Module, function: Function, name: str) -> str:
     code = f"""{{
 	.reg .b32 %~block;
 {_COORDINATES}	{{
-{_REGISTERS}	.reg .b32 %~shares, %~blocks, %~done;
+{_REGISTERS}	.reg .b32 %~shares, %~done;
 	.reg .b64 %~slot, %~count;
 {entry.others("%~p")}	@%~p bra $~top;
 {_LOAD}{_OUT}	setp.le.or.u32 %~out, %~i, %~f, %~out;
@@ -315,11 +336,7 @@ $~join:
 $~next:
 {entry.coordinates()}{{{entry.looping()}}}
 $~end:
-{entry.meet()}	ld.param.u32 %~shares, [~+40];
-	ld.param.u32 %~blocks, [~+36];
-	add.u32 %~block, %~block, %~shares;
-	setp.lt.u32 %~p, %~block, %~blocks;
-	@%~p bra $~next;
+{entry.drained()}{entry.meet()}{_ON}	@%~p bra $~next;
 {entry.others("%~p")}	@%~p bra $~top;
 	ld.param.u64 %~count, [~+16];
 	red.release.gpu.global.add.u32 [%~count+4], 1;

@@ -23,7 +23,7 @@ EXCLUSIVE_THREADS = 32
 CLAIMED_THREADS = 256
 
 # next, epoch: in and out. Moves on to the next inference if this one is complete and another is
-# wanted, and latches. %first becomes MAX_LAUNCHES where this pass is to run nothing.
+# wanted, and latches the limit.
 _LATCH = f"""
 	ld.relaxed.gpu.global.v2.u32 {{%begun, %wanted}}, [%inference+16];
 	mov.pred %fresh, 0;
@@ -41,7 +41,10 @@ _LATCH = f"""
 	st.relaxed.gpu.global.u32 [%inference+16], %begun;
 $begun:
 	ld.relaxed.gpu.global.u32 %limit, [%lane];
-	setp.eq.u32 %p, %limit, 0;
+"""
+
+# %p: the limit lets this pass run nothing.
+_FIRST = f"""
 	setp.ge.or.u32 %p, %next, %launches, %p;
 	selp.u32 %first, {MAX_LAUNCHES}, %next, %p;
 """
@@ -87,8 +90,8 @@ $scan:
 $scanned:
 """
 
-# After an exclusive pass: from where it stopped, or all launches if it did not. A pass that began
-# under limit 0 ran nothing and says nothing.
+# After an exclusive pass: from where it stopped, or all launches if it did not. A pass that ran
+# nothing says nothing.
 _STOPPED = f"""
 	ld.global.u64 %last, [%inference+40];
 	setp.eq.u64 %p, %last, 0;
@@ -117,6 +120,8 @@ _EXCLUSIVE = f"""
 $exclusive:
 {_STOPPED}
 {_LATCH}
+	setp.ne.u32 %p, %limit, {ALL};
+{_FIRST}
 	st.relaxed.gpu.global.v2.u32 [%inference], {{%next, %epoch}};
 	st.relaxed.gpu.global.u32 [%inference+8], 0;
 	st.global.u64 [%inference+40], %lane;
@@ -145,6 +150,8 @@ $shared:
 {_SCAN}
 $latch:
 {_LATCH}
+	setp.eq.u32 %p, %limit, 0;
+{_FIRST}
 	// A claimed pass of an inference under way finds its counters in use; any other one sets them.
 	not.pred %p, %fresh;
 	and.pred %p, %p, %q;

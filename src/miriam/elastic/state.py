@@ -59,7 +59,7 @@ class Lane:
         Workers wished for from now on; whoever wants may write it at any time.
     width
         The limit that the gate of the running pass saw. A pass whose limit is no longer its width
-        stops.
+        stops. An exclusive pass runs at the width ``ALL`` or not at all.
     first
         The first launch that this pass runs; those before it are complete. ``MAX_LAUNCHES``: none.
     epoch

@@ -94,7 +94,7 @@ class ElasticInstance:
     code
         The elastic kernels.
     each
-        For each launch the logical blocks of a share; one by default.
+        For each launch the most logical blocks of a share; one by default.
 
     Raises
     ------
@@ -208,7 +208,7 @@ class ElasticLane:
         ----------
         workers
             Of each launch, for a pass of looped launches that other lanes may share; None for an
-            exclusive pass, with a worker for each share.
+            exclusive pass, at full width.
         launches
             Some of them, in order; what comes behind one that is left out is wrong.
 
@@ -227,33 +227,38 @@ class ElasticLane:
         for i in range(len(elastic.grids)) if launches is None else launches:
             self.launch(stream, i, workers)
 
-    def form(self, index: int) -> Form:
-        """The form that a launch takes in an exclusive pass."""
+    def form(self, index: int) -> tuple[Form, int]:
+        """The form that a launch takes in an exclusive pass, and its workers."""
         elastic = self._elastic
         kernel = elastic.instance.program.kernel_of(index)
-        if not elastic.code.has(kernel, Form.DIRECT):
-            return Form.GUARDED
         x, y, z = elastic.grids[index]
-        if elastic.shares[index] < x * y * z:
-            return Form.STRIDED
-        # What runs ahead takes registers: fine, as long as all blocks find room at once.
+        blocks, count = x * y * z, elastic.shares[index]
+        if not elastic.code.has(kernel, Form.DIRECT):
+            return Form.GUARDED, blocks
+        # What runs ahead in the direct form takes registers: fine, as long as all blocks find room at once.
+        if count == blocks <= self._room(kernel, Form.DIRECT):
+            return Form.DIRECT, blocks
+        return Form.STRIDED, count
+
+    def _room(self, kernel: Kernel, form: Form) -> int:
         threads = MEMORY_THREADS if kernel.ptx is None else kernel.threads
-        room = elastic.code.function(kernel, Form.DIRECT).blocks_per_sm(threads, kernel.dynamic_shared_bytes)
-        return Form.DIRECT if x * y * z <= room * self.sms else Form.STRIDED
+        function = self._elastic.code.function(kernel, form)
+        return function.blocks_per_sm(threads, kernel.dynamic_shared_bytes) * self.sms
 
     def launch(self, stream: Stream, index: int, workers: int | None = None) -> None:
         """Enqueue one launch of a pass, behind its gate; see :meth:`enqueue`."""
         elastic, instance = self._elastic, self._elastic.instance
         step = instance.program.launches[index]
         kernel = instance.program.kernels[step.kernel]
-        form = self.form(index) if workers is None else Form.LOOPED
+        form, width = self.form(index) if workers is None else (Form.LOOPED, workers)
         if not elastic.code.has(kernel, form):
             raise DeviceError(f"launch {index}, {kernel.name}, runs whole: it has no place in a looped pass")
         grid, count = elastic.grids[index], elastic.shares[index]
         counter = elastic._counters + index * COUNTER_BYTES
         told = Argument(self._record, elastic._taken[index], counter, self._slots, index, count, grid)
         args = [instance.address(a).to_bytes(8, "little") if isinstance(a, Pointer) else a.raw for a in step.args]
-        physical = grid if form in (Form.DIRECT, Form.GUARDED) else (min(workers or count, count), 1, 1)
+        whole = form in (Form.DIRECT, Form.GUARDED)
+        physical = grid if whole else (min(width, count), 1, 1)
         block = (MEMORY_THREADS, 1, 1) if kernel.ptx is None else kernel.block
         function = elastic.code.function(kernel, form)
         function.launch(stream, physical, block, kernel.dynamic_shared_bytes, [*args, told.pack()])
