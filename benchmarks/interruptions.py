@@ -1,4 +1,4 @@
-"""Interrupt elastic programs at random times on this machine's GPU: are they right, and how fast do they leave?
+"""Interrupt elastic programs at random times on this machine's GPU, and see that they are right and leave soon.
 
     python benchmarks/interruptions.py --out FILE [--only gru-b1 ...] [--inferences 120] [--samples 200]
 
@@ -26,6 +26,8 @@ from miriam.device.cuda.elastic import ElasticCode, ElasticInstance
 from miriam.device.cuda.instance import Code, Instance
 from miriam.elastic.state import ALL, MAX_LAUNCHES, NONE
 from miriam.program import Program, Role
+
+WIDTH = {"float16": 2, "bfloat16": 2, "float32": 4, "int32": 4, "uint32": 4, "int64": 8, "uint8": 1, "int8": 1}
 
 CLOCK = b"""
 .version 7.0
@@ -71,7 +73,9 @@ def contents(gpu: Gpu, instance: Instance) -> list[bytes]:
 
 def results(gpu: Gpu, instance: Instance) -> list[bytes]:
     """The outputs alone."""
-    size = {t.name: sum((n - 1) * s for n, s in zip(t.shape, t.strides, strict=True)) + 1 for t in instance.program.outputs}
+    size = {
+        t.name: sum((n - 1) * s for n, s in zip(t.shape, t.strides, strict=True)) + 1 for t in instance.program.outputs
+    }
     width = {"float16": 2, "bfloat16": 2, "float32": 4, "int64": 8, "int32": 4}
     return [instance.read(t, size[t.name] * width[t.dtype]) for t in instance.program.outputs]
 
@@ -97,7 +101,14 @@ def storm(gpu: Gpu, program: Program, inferences: int, seed: int) -> dict[str, o
     control = Stream(priority=-5)
     lanes = []
     looped = all(elastic_code.has(program.kernel_of(i), "looped") for i in range(len(program.launches)))
-    for context, width in ((None, None), (None, 8 * sms), (None, sms), (partitions[0], 64), (partitions[1], 64), (None, 3)):
+    for context, width in (
+        (None, None),
+        (None, 8 * sms),
+        (None, sms),
+        (partitions[0], 64),
+        (partitions[1], 64),
+        (None, 3),
+    ):
         if width is not None and not looped:
             continue
         (context or gpu).activate()

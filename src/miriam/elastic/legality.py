@@ -109,7 +109,7 @@ def _reasons(module: Module, entry: Function) -> Iterator[str]:
                     elif called not in seen:
                         seen.add(called)
                         pending.append(target)
-            if _watches(step):
+            if _watches(step) or _fences(step):
                 waiting.add(function.name)
     bodies = [f for name, f in functions.items() if f is not None and name in seen]
     if waiting:
@@ -202,12 +202,18 @@ def _addresses(step: Instruction, functions: Container[str]) -> Iterator[str]:
 _WORDS = ("u32", "b32", "s32")
 
 
-def _watches(step: Instruction) -> bool:
-    """Whether it sees what other blocks write while it runs."""
+def _watches(step: Instruction, *, plain: bool = False) -> bool:
+    """Whether it sees what other blocks write while it runs; ``plain`` loads may too, beside a fence."""
     head, parts = step.opcode[0], step.opcode[1:]
     if head not in ("atom", "ld") or any(part in _PRIVATE for part in parts):
         return False
-    return head == "atom" or any(part in _SEEN_BY_OTHERS for part in parts)
+    return plain or head == "atom" or any(part in _SEEN_BY_OTHERS for part in parts)
+
+
+def _fences(step: Instruction) -> bool:
+    """Whether it orders memory beyond the block."""
+    head, parts = step.opcode[0], step.opcode[1:]
+    return (head == "membar" and parts[0] in ("gl", "sys")) or (head == "fence" and bool({"gpu", "sys"} & set(parts)))
 
 
 def _waits(
@@ -218,7 +224,8 @@ def _waits(
         for step in loop:
             if step.opcode[0] == "call" and _callee(step, functions) in waiting:
                 yield f"line {module.line(step.start)}: it may wait in a loop for what other blocks write"
-        watched = [step for step in loop if _watches(step)]
+        fenced = any(_fences(step) for step in loop)
+        watched = [step for step in loop if _watches(step, plain=fenced)]
         if not watched:
             continue
         tainted = {name for step in watched if not _swaps(step, loop) for name in _written(step)}
@@ -245,6 +252,9 @@ def _swaps(step: Instruction, loop: Sequence[Instruction]) -> bool:
         return False
     got, wanted = step.operands[0], step.operands[2]
     if not (isinstance(got, Name) and isinstance(wanted, Name)):
+        return False
+    # What it wants has to be what it last saw: a wish that never changes waits for somebody to fulfil it.
+    if not any(wanted.text in _written(s) for s in loop):
         return False
     compared = [s for s in loop if s.opcode[0] == "setp" and got.text in _read(s)]
     return bool(compared) and all(

@@ -333,11 +333,27 @@ class Function:
         return tuple(size for _, size in _parameters(self.handle))
 
     def launch(self, stream: Stream, grid: tuple[int, int, int], block: tuple[int, int, int], shared_bytes: int,
-               args: Sequence[bytes]) -> None:  # fmt: skip
-        """Enqueue a launch; ``args`` are the bytes of each parameter."""
+               args: Sequence[bytes], *, early: bool = False) -> None:  # fmt: skip
+        """Enqueue a launch; ``args`` are the bytes of each parameter.
+
+        An ``early`` one may be brought to the SMs before the kernel in front of it has ended
+        (programmatic dependent launch): its code must wait for that by itself.
+        """
         held = [ctypes.create_string_buffer(raw, len(raw)) for raw in args]
         pointers = (ctypes.c_void_p * max(len(held), 1))(*[ctypes.addressof(raw) for raw in held])
-        check("cuLaunchKernel", self.handle, *grid, *block, shared_bytes, stream.handle, ctypes.addressof(pointers), 0)
+        at = ctypes.addressof(pointers)
+        if not early:
+            check("cuLaunchKernel", self.handle, *grid, *block, shared_bytes, stream.handle, at, 0)
+            return
+        cu = _cu()
+        config, attribute = cu.CUlaunchConfig(), cu.CUlaunchAttribute()
+        config.gridDimX, config.gridDimY, config.gridDimZ = grid
+        config.blockDimX, config.blockDimY, config.blockDimZ = block
+        config.sharedMemBytes, config.hStream = shared_bytes, stream.handle
+        attribute.id = cu.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+        attribute.value.programmaticStreamSerializationAllowed = 1
+        config.attrs, config.numAttrs = [attribute], 1
+        check("cuLaunchKernelEx", config, self.handle, at, 0)
 
     def blocks_per_sm(self, threads: int, dynamic_shared_bytes: int) -> int:
         """Resident blocks of this kernel on one SM, as the driver computes them."""

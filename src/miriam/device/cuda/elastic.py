@@ -8,10 +8,12 @@ from collections.abc import Iterable, Sequence
 
 from miriam.device.cuda.driver import Function, Gpu, Graph, Module, Stream
 from miriam.device.cuda.instance import Instance
+from miriam.elastic.forms import WAIT
 from miriam.elastic.gate import CLAIMED, CLAIMED_THREADS, EXCLUSIVE, EXCLUSIVE_THREADS, GATES
+from miriam.elastic.generator import assembled, forms_of, make_elastic
 from miriam.elastic.memory import COPY, FILL, MEMORY, MEMORY_THREADS, memory_grid
-from miriam.elastic.ptxas import assemble_many
-from miriam.elastic.rewrite import Form, rewrite
+from miriam.elastic.ptxas import Assembled
+from miriam.elastic.rewrite import ELASTIC, Form, rewrite
 from miriam.elastic.state import (
     ALL,
     COPIES,
@@ -36,50 +38,62 @@ __all__ = ["ElasticCode", "ElasticInstance", "ElasticLane"]
 
 
 class ElasticCode:
-    """The elastic forms of a program's kernels, loaded for one GPU; its instances share them."""
+    """The elastic forms of a program's kernels, loaded for one GPU; its instances share them.
+
+    Raises
+    ------
+    DeviceError
+        The driver or the assembler refuses the code of a kernel.
+    """
 
     def __init__(self, program: Program) -> None:
-        self.forms: dict[str, tuple[Form, ...]] = {}
-        self._names: dict[str, str] = {}
+        elastic = make_elastic(program)
+        kernels = {kernel.digest: kernel for kernel in elastic.kernels if kernel.elastic is not None}
+        self._kernels = kernels
         self._modules: dict[str, Module] = {}
-        kernels = {kernel.digest: kernel for kernel in program.kernels if kernel.ptx is not None}
-        made = {digest: rewrite(kernel.ptx or "", [kernel.name]) for digest, kernel in kernels.items()}
-        self.forms = {digest: made[digest].forms[kernel.name] for digest, kernel in kernels.items()}
-        self._names = {digest: kernel.name for digest, kernel in kernels.items()}
+        self._spilled: set[str] = set()
+        self._own: list[Module] = []
         try:
-            images = assemble_many((rewritten.ptx, program.target) for rewritten in made.values())
-            for digest, image in zip(made, images, strict=True):
-                if isinstance(image, Exception):
-                    raise image
-                self._modules[digest] = Module(image.cubin)
-            copies = rewrite(MEMORY)
-            self._memory = Module(copies.ptx.encode() + b"\0")
-            self._gates = Module(GATES.encode() + b"\0")
+            for kernel, code in zip(kernels.values(), assembled(kernels.values(), program.target), strict=True):
+                if not isinstance(code, Assembled):
+                    raise DeviceError(f"the elastic form of {kernel.name} cannot be assembled: {code}")
+                self._modules[kernel.digest] = Module(code.cubin)
+                spills = {form: code.entries[form.of(kernel.name)].spill_stores for form in forms_of(kernel)}
+                if spills.get(Form.DIRECT, 0) > spills.get(Form.STRIDED, 0):
+                    self._spilled.add(kernel.digest)
+            self._own = [Module(text.encode() + b"\0") for text in (rewrite(MEMORY).ptx, GATES)]
         except BaseException:
             self.close()
             raise
 
+    def has(self, kernel: Kernel, form: Form) -> bool:
+        """Whether ``kernel`` has that form."""
+        return form in (ELASTIC if kernel.ptx is None else forms_of(self._kernels[kernel.digest]))
+
+    def spills(self, kernel: Kernel) -> bool:
+        """Whether the direct form of ``kernel`` spills registers that the strided one does not."""
+        return kernel.digest in self._spilled
+
     def function(self, kernel: Kernel, form: Form) -> Function:
         """A form of ``kernel`` for the current context."""
-        if kernel.source in (Source.COPY, Source.FILL):
-            return self._memory.function(form.of(COPY if kernel.source is Source.COPY else FILL))
-        name = form.of(self._names[kernel.digest])
+        if kernel.ptx is None:
+            return self._own[0].function(form.of(COPY if kernel.source is Source.COPY else FILL))
+        name = form.of(self._kernels[kernel.digest].name)
         return self._modules[kernel.digest].function(name, kernel.dynamic_shared_bytes)
+
+    def early(self, kernel: Kernel) -> bool:
+        """Whether the forms of ``kernel`` wait by themselves for the launch in front of them."""
+        return kernel.ptx is not None and WAIT in (self._kernels[kernel.digest].elastic or "")
 
     def gate(self, name: str) -> Function:
         """A gate for the current context."""
-        return self._gates.function(name)
-
-    def has(self, kernel: Kernel, form: Form) -> bool:
-        """Whether ``kernel`` has that form."""
-        return kernel.ptx is None or form in self.forms[kernel.digest]
+        return self._own[1].function(name)
 
     def close(self) -> None:
         """Unload everything."""
-        for module in (*self._modules.values(), *(getattr(self, n, None) for n in ("_memory", "_gates"))):
-            if module is not None:
-                module.close()
-        self._modules = {}
+        for module in (*self._modules.values(), *self._own):
+            module.close()
+        self._modules, self._own = {}, []
 
 
 class ElasticInstance:
@@ -102,9 +116,7 @@ class ElasticInstance:
         A launch cannot run from the program's file, or there are more launches than a lane counts.
     """
 
-    def __init__(
-        self, gpu: Gpu, instance: Instance, code: ElasticCode, each: Sequence[int] | None = None
-    ) -> None:
+    def __init__(self, gpu: Gpu, instance: Instance, code: ElasticCode, each: Sequence[int] | None = None) -> None:
         program = instance.program
         if len(program.launches) >= MAX_LAUNCHES:
             raise DeviceError(f"{program.name} has {len(program.launches)} launches, a lane counts to {MAX_LAUNCHES}")
@@ -236,7 +248,7 @@ class ElasticLane:
         if not elastic.code.has(kernel, Form.DIRECT):
             return Form.GUARDED, blocks
         # What runs ahead in the direct form takes registers: fine, as long as all blocks find room at once.
-        if count == blocks <= self._room(kernel, Form.DIRECT):
+        if count == blocks <= self._room(kernel, Form.DIRECT) and not elastic.code.spills(kernel):
             return Form.DIRECT, blocks
         return Form.STRIDED, count
 
@@ -261,7 +273,8 @@ class ElasticLane:
         physical = grid if whole else (min(width, count), 1, 1)
         block = (MEMORY_THREADS, 1, 1) if kernel.ptx is None else kernel.block
         function = elastic.code.function(kernel, form)
-        function.launch(stream, physical, block, kernel.dynamic_shared_bytes, [*args, told.pack()])
+        shared, early = kernel.dynamic_shared_bytes, elastic.code.early(kernel)
+        function.launch(stream, physical, block, shared, [*args, told.pack()], early=early)
 
     def graph(self, stream: Stream, *, workers: int | None = None, launches: Iterable[int] | None = None) -> Graph:
         """Give a CUDA graph of a pass, captured on ``stream``; see :meth:`enqueue`."""
