@@ -229,21 +229,25 @@ def _waits(
         if not watched:
             continue
         tainted = {name for step in watched if not _swaps(step, loop) for name in _written(step)}
-        grown = True
+        passed, grown = False, True  # passed: on to other threads, through memory
         while grown:
-            fresh = {
-                name
-                for step in loop
-                if tainted & (set(_read(step)) | ({step.guard.register} if step.guard else set()))
-                for name in _written(step)
-            }
-            grown = not fresh <= tainted
-            tainted |= fresh
+            before = len(tainted), passed
+            for step in loop:
+                if tainted & (set(_read(step)) | ({step.guard.register} if step.guard else set())):
+                    passed = passed or step.opcode[0] in _STORES
+                    tainted.update(_written(step))
+                elif passed and step.opcode[0] in _LOADS and not {"param", "const"} & set(step.opcode):
+                    tainted.update(_written(step))
+            grown = before != (len(tainted), passed)
         for step in loop:
             if step.opcode[0] in ("bra", "ret", "exit", "brx") and tainted & (
                 {step.guard.register} if step.guard else set(_read(step))
             ):
                 yield f"line {module.line(step.start)}: it may wait in a loop for what other blocks write"
+
+
+_STORES = frozenset(("st", "stmatrix", "atom", "red", "call", "cp"))
+_LOADS = frozenset(("ld", "ldu", "ldmatrix", "atom", "call"))
 
 
 def _swaps(step: Instruction, loop: Sequence[Instruction]) -> bool:
