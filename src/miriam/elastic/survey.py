@@ -165,7 +165,7 @@ def _with_needs(
     if isinstance(original, ProgramError):
         return replace(found, block_variants=variants), [str(original)]
     if isinstance(elastic, ProgramError):
-        return replace(found, reason=f"its elastic forms are refused: {elastic}"), []
+        return replace(found, reason=found.reason or f"its elastic forms are refused: {elastic}"), []
     named = {} if original is None else {ORIGINAL: original.entries.get(found.name)}
     named |= {} if elastic is None else {form: elastic.entries.get(form.of(found.name)) for form in Form}
     needs = {name: needs for name, needs in named.items() if needs is not None}
