@@ -4,15 +4,14 @@ The search begins with fresh memory and takes, in every state, every step that a
 passes or a writer of limits could take next, until no new state is found. What is promised:
 
 ``once``
-    No block runs twice in an inference, and none is left out of one that counts as complete.
+    No share runs twice in an inference, and none is left out of one that counts as complete.
 ``order``
-    A block starts only when all blocks of all launches before its own have ended.
+    A share starts only when all shares of all launches before its own have ended.
 ``pause``
-    Whoever writes a limit is heard: once the limit that a worker looks at is no longer the width of the
-    pass, or is 0, it starts no block but the one for which it has looked already; a strided one starts
-    ``turns`` more. Opaque launches do not ask.
+    Whoever writes a limit is heard: a worker starts a share only if the limit was the width of the pass
+    when it looked last, and above 0, and it looks again before each one. Opaque launches do not ask.
 ``width``
-    Never more workers of a claimed pass are inside a block than the width of the pass.
+    Never more workers of a claimed pass are inside a share than the width of the pass.
 ``progress``
     A pass that is alone, under a limit that stays as its gate saw it, completes the inference; the limit
     must be ``ALL`` for an exclusive one, and above 0 for a claimed one.
@@ -46,15 +45,12 @@ __all__ = ["LARGE", "LINES", "SETTINGS", "SPARE", "Broken", "Found", "Setting", 
 EITHER = (EXCLUSIVE, CLAIMED)
 
 SETTINGS = {
-    "direct": Setting((2, 1, 1), limits=(0, 1, ALL), changes=2, inferences=2),
-    "strided": Setting((3, 2), strided=2, limits=(0, ALL), changes=2, inferences=2),
-    "strided in turns": Setting((4, 1), strided=1, turns=2, limits=(0, ALL), changes=3, inferences=2),
+    "direct": Setting((2, 1, 1), limits=(0, 1, ALL), changes=3, inferences=2),
     "opaque": Setting((2, 1, 1), frozenset({1}), (EITHER,), limits=(0, ALL), changes=2, inferences=2),
     "either": Setting(ways=(EITHER,), workers=(2,), limits=(0, 1), changes=2, inferences=2),
-    "strided or looped": Setting((3, 1), ways=(EITHER,), workers=(2,), strided=2, limits=(1, ALL), changes=2),
-    "copies": Setting(copies=2, limits=(0, ALL), changes=2),
-    "strided copies": Setting((3, 1), strided=2, copies=2, limits=(0, ALL), changes=2),
-    "copies of either": Setting(ways=(EITHER,), workers=(2,), copies=2, limits=(0, 1)),
+    "either goes on": Setting(ways=(EITHER,), workers=(2,), limits=(0, 1, ALL), changes=2),
+    "copies": Setting(copies=2, limits=(0, 1, ALL), changes=2),
+    "copies of either": Setting(ways=(EITHER,), workers=(2,), copies=2, limits=(0, ALL), changes=2),
     "limit first": Setting(ways=(EITHER,), workers=(2,), torn="limit"),
     "limit last": Setting(ways=(EITHER,), workers=(2,), torn="rest"),
     "claims of two": Setting(ways=((CLAIMED,), (CLAIMED,)), workers=(2, 1), changes=0),
@@ -63,14 +59,10 @@ SETTINGS = {
     "two equal lanes": Setting((1, 1), ways=(EITHER, EITHER), workers=(1, 1), limits=(0,), inferences=2),
 }
 LARGE = {
-    "direct": Setting((3, 2, 3), changes=4, inferences=3),
-    "strided": Setting((5, 3, 2), strided=2, changes=3, inferences=2),
-    "strided in turns": Setting((5, 2), strided=2, turns=2, changes=3, inferences=2),
-    "opaque": Setting((2, 3, 2, 1), frozenset({1}), changes=4, inferences=3),
+    "direct": Setting((3, 2, 3), changes=5, inferences=3),
+    "opaque": Setting((2, 3, 2, 1), frozenset({1}), changes=5, inferences=3),
     "either": Setting((3, 2), ways=(EITHER,), workers=(3,), changes=3, inferences=2),
-    "strided or looped": Setting((3, 3), ways=(EITHER,), workers=(2,), strided=2, changes=2, inferences=2),
     "copies": Setting((3, 2), copies=2, changes=3, inferences=2),
-    "strided copies": Setting((4, 3), strided=2, copies=2, changes=3, inferences=2),
     "copies of either": Setting((2, 2), ways=(EITHER,), workers=(2,), copies=2, changes=2, inferences=2),
     "limit first": Setting((2, 2), ways=(EITHER,), workers=(2,), changes=2, inferences=2, torn="limit"),
     "limit last": Setting((2, 2), ways=(EITHER,), workers=(2,), changes=2, inferences=2, torn="rest"),
@@ -155,25 +147,25 @@ class Model:
         self.setting, self.without = setting, without
         programs = Programs(setting, without)
         self.points, self.words = Points(programs), programs.words
-        self.launches, self.lanes = len(setting.blocks), range(len(setting.ways))
-        self.before = [sum(setting.blocks[:i]) for i in range(self.launches + 1)]
+        self.launches, self.lanes = len(setting.shares), range(len(setting.ways))
+        self.before = [sum(setting.shares[:i]) for i in range(self.launches + 1)]
         # A claim of nothing is like any other one, and so is a count that is too large.
-        self.most = {self.words["claimed", i]: blocks for i, blocks in enumerate(setting.blocks)}
-        self.most |= {self.words["done", i]: blocks + 1 for i, blocks in enumerate(setting.blocks)}
+        self.most = {self.words["claimed", i]: shares for i, shares in enumerate(setting.shares)}
+        self.most |= {self.words["done", i]: shares + 1 for i, shares in enumerate(setting.shares)}
         self.copies = range(setting.copies)
         self.limits = {self.words["limit", lane, copy] for lane in self.lanes for copy in self.copies}
-        self.ran = len(self.words)  # by block: 0 not yet, 1 running, 2 ended
+        self.ran = len(self.words)  # by share: 0 not yet, 1 running, 2 ended
         self.changes = self.ran + self.before[-1]
         self.writers = self.changes + 1  # by lane, of two writers: a limit, and the copies that it has yet to reach
         self.caller = self.writers + 4 * len(
             self.lanes
         )  # by lane: kernel (0 none, 1 gate), way, whether others wait, whether alone
-        workers = max(*setting.blocks, *setting.workers, setting.strided) + ("stream: in order" in without)
+        workers = max(*setting.shares, *setting.workers) + ("stream: in order" in without)
         self.at = [self.caller + 4 * len(self.lanes) + 3 * workers * lane for lane in (*self.lanes, len(self.lanes))]
 
     def first(self) -> bytes:
         """Fresh memory."""
-        state = bytearray(self.at[-1])  # by worker: point (2 bytes), blocks that it may start
+        state = bytearray(self.at[-1])  # by worker: point (2 bytes), whether it may start a share
         state[self.words["next",]] = self.launches
         state[self.words["last",]] = NONE
         state[self.words["wanted",]] = 1
@@ -221,8 +213,7 @@ class Model:
                 if state[caller] == 1:
                     new[caller + 3] &= limit != 0 if state[caller + 1] == CLAIMED else limit == ALL
                 elif part != "rest":
-                    late = self.setting.turns * (self.setting.strided > 0 and state[caller + 1] == EXCLUSIVE)
-                    new[at + 2] = late + 1 if limit == state[width] != 0 else min(late, state[at + 2])
+                    new[at + 2] = limit == state[width] != 0
             case ("begin", i, b, copy):
                 broken = self._begin(state, new, lane, at, i, b, copy)
             case ("end", i, b):
@@ -241,7 +232,7 @@ class Model:
         return bytes(new), broken, (lane, state[caller], access, result)
 
     def _begin(self, state: bytes, new: bytearray, lane: int, at: int, i: int, b: int, copy: int) -> str:
-        if b >= self.setting.blocks[i] or state[self.ran + self.before[i] + b]:
+        if b >= self.setting.shares[i] or state[self.ran + self.before[i] + b]:
             return "once"
         if state[self.ran : self.ran + self.before[i]].count(2) != self.before[i]:
             return "order"
@@ -249,9 +240,8 @@ class Model:
         if i in self.setting.opaque:
             return ""
         limit, width = state[self.words["limit", lane, copy]], state[self.words["width", lane]]
-        if state[at + 2]:
-            new[at + 2] -= 1
-        elif limit != width or limit == 0:
+        new[at + 2] = 0
+        if not state[at + 2] and (limit != width or limit == 0):
             return "pause"
         workers = (state[k] << 8 | state[k + 1] for k in range(self.at[lane], self.at[lane + 1], 3))
         inside = sum(self.points.access[point][0] == "end" for point in workers)
@@ -268,9 +258,8 @@ class Model:
             new[caller] += 1
             new[caller + 2] &= way == EXCLUSIVE
             i, setting = kernel - 1, self.setting
-            wide = "strided" if setting.strided else "direct"
-            form = "guarded" if i in setting.opaque else "looped" if way == CLAIMED else wide
-            count = {"looped": setting.workers[lane], "strided": setting.strided}.get(form, setting.blocks[i])
+            form = "guarded" if i in setting.opaque else "looped" if way == CLAIMED else "direct"
+            count = setting.workers[lane] if form == "looped" else setting.shares[i]
             self._enter(new, lane, [(form, lane, i, which) for which in range(count)])
             return ""
         new[caller : caller + 4] = bytes(4)
@@ -321,7 +310,7 @@ class Model:
         if state[words["next",]] >= self.launches and "caller: next tells" not in self.without:
             return True
         if state[words["mode",]] == CLAIMED:
-            return state[words["done", self.launches - 1]] == self.setting.blocks[-1]
+            return state[words["done", self.launches - 1]] == self.setting.shares[-1]
         last = state[words["last",]]
         return last != NONE and state[words["stop", last, 0]] == NONE != state[words["first", last]]
 

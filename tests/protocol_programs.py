@@ -18,7 +18,7 @@ ALL = 99  # a limit that holds nobody back
 EXCLUSIVE, CLAIMED = 0, 1  # ways of a pass
 
 LINES = {
-    # direct: one worker for each logical block
+    # direct and strided: one worker for each share
     "direct: before first": "i < first: leave",
     "direct: behind stop": "i > stop: leave",
     "direct: pass before limit": "a launch that the pass does not run leaves before it looks at the limit",
@@ -27,30 +27,20 @@ LINES = {
     "direct: stop": "stop = i, when it leaves for the limit",
     "direct: stop everywhere": "in all copies of the lane's words",
     "direct: take": "taken[b] = epoch",
-    # strided: worker w of W runs blocks w, w + W, ... and asks behind every so many
-    "strided: before first": "i < first: leave",
-    "strided: behind stop": "i > stop: leave",
-    "strided: taken": "taken[b] == epoch: the next one",
-    "strided: each of first": "i == first asks before each block",
-    "strided: limit": "limit != ALL: leave",
-    "strided: limit each time": "the limit is loaded again before each block, for the question behind it",
-    "strided: stop": "stop = i, when it leaves for the limit",
-    "strided: stop everywhere": "in all copies of the lane's words",
-    "strided: take": "taken[b] = epoch",
     # looped: any number of workers
     "looped: width": "w >= width: leave",
-    "looped: done": "done[i-1] != blocks[i-1]: stop = i - 1",
+    "looped: done": "done[i-1] != shares[i-1]: stop = i - 1",
     "looped: done not of first": "only i > first looks at the launch before",
     "looped: behind stop": "i > stop: leave; so does the worker that has just set it to i - 1",
     "looped: limit": "limit != width: leave",
     "looped: limit each time": "the lane is loaded again before each claim",
     "looped: limit before claim": "the limit is looked at before the claim, not behind it",
     "looped: atomic claim": "claimed[i] is loaded and raised in one step",
-    "looped: end": "b >= blocks[i]: leave",
+    "looped: end": "b >= shares[i]: leave",
     "looped: taken": "taken[b] == epoch: the next one",
     "looped: take": "taken[b] = epoch",
     "looped: count": "done[i] += 1",
-    "looped: count behind": "done[i] is raised behind the block, not before",
+    "looped: count behind": "done[i] is raised behind the share, not before",
     "looped: atomic count": "done[i] is loaded and raised in one step",
     # gates
     "gate: epoch": "a new inference has a new epoch",
@@ -58,18 +48,18 @@ LINES = {
     "gate: stop": "after an exclusive pass, next is where it stopped, or behind the last launch",
     "gate: empty pass": "an exclusive pass with first == NONE leaves next as it was",
     "gate: last lane": "the stop is that of the lane of the last exclusive pass, not of the gate's own",
-    "gate: scan": "after a claimed pass, next is the first launch with done != blocks",
+    "gate: scan": "after a claimed pass, next is the first launch with done != shares",
     "gate: scan from next": "the scan begins at next, not at launch 0",
     "gate: mode": "the mode is written",
     "gate: width": "width = limit",
     "gate: one limit": "width and first come from one load of the limit",
     "gate: limit left alone": "a gate does not write the limit",
     "gate: first": "first = next",
-    "gate: none under 0": "first = NONE if the limit is 0, or an exclusive pass finds another one than ALL",
+    "gate: none under 0": "first = NONE if the limit is 0, or is not ALL for an exclusive pass",
     "gate: clear stop": "stop = NONE",
     "gate: clear of new": "a claimed gate that begins an inference clears claimed and done",
     "gate: clear": "a claimed gate behind an exclusive pass clears claimed and done from next on",
-    "gate: count taken": "done[next] = number of taken blocks of launch next",
+    "gate: count taken": "done[next] = number of taken shares of launch next",
     # the caller of passes, writers of limits, and the stream
     "caller: exclusive alone": "an exclusive pass begins when no pass of the inference is in flight",
     "caller: claimed waits": "a claimed pass begins when no exclusive one is in flight",
@@ -84,15 +74,13 @@ LINES = {
 SPARE = {
     "direct: taken of first only": "only i == first looks at taken",
     "direct: taken before limit": "taken is looked at before the limit",
-    "direct: take before": "taken[b] is stored before the block runs, not behind it",
-    "strided: taken of first only": "only i == first looks at taken",
-    "strided: take before": "taken[b] is stored before the block runs, not behind it",
+    "direct: take before": "taken[b] is stored before the share runs, not behind it",
     "looped: before first": "i < first: leave",
     "looped: stop": "stop = i, when it leaves for the limit",
     "looped: stop everywhere": "in all copies of the lane's words, and not in the worker's alone",
-    "looped: behind stop again": "i > stop: leave, also after the first block",
-    "looped: limit of next": "the limit is loaded again after a block that was taken before",
-    "looped: take before": "taken[b] is stored before the block runs, not behind it",
+    "looped: behind stop again": "i > stop: leave, also after the first share",
+    "looped: limit of next": "the limit is loaded again after a share that was taken before",
+    "looped: take before": "taken[b] is stored before the share runs, not behind it",
 }
 
 Access = tuple[Any, ...]
@@ -108,18 +96,14 @@ class Setting:
 
     Attributes
     ----------
-    blocks
-        Blocks of each launch.
+    shares
+        Shares of each launch.
     opaque
         Launches that run whole or not at all.
     ways
         By lane, the ways of the passes that it may have.
     workers
         By lane, workers of a looped launch.
-    strided
-        Workers of a launch in an exclusive pass; 0 for direct launches.
-    turns
-        Blocks that a worker of a strided launch runs before it looks at the limit again.
     copies
         Of a lane's words; worker w looks at copy w modulo ``copies``.
     limits
@@ -132,12 +116,10 @@ class Setting:
         Which part of a lane's record is loaded first; "" if all is loaded at once.
     """
 
-    blocks: tuple[int, ...] = (2, 1)
+    shares: tuple[int, ...] = (2, 1)
     opaque: frozenset[int] = frozenset()
     ways: tuple[tuple[int, ...], ...] = ((EXCLUSIVE,),)
     workers: tuple[int, ...] = (1,)
-    strided: int = 0
-    turns: int = 1
     copies: int = 1
     limits: tuple[int, ...] = (0, 1, 2, ALL)
     changes: int = 1
@@ -149,16 +131,15 @@ class Programs:
     """The programs for a setting, without some lines, over a memory of numbered words."""
 
     def __init__(self, setting: Setting, without: frozenset[str]):
-        self.blocks, self.launches = setting.blocks, len(setting.blocks)
-        self.strides, self.turns = setting.strided, setting.turns
+        self.shares, self.launches = setting.shares, len(setting.shares)
         self.copies, self.torn, self.without = setting.copies, setting.torn, without
         names: list[tuple[Any, ...]] = [(name,) for name in ("next", "epoch", "mode", "last", "begun", "wanted")]
         for lane in range(len(setting.ways)):
             # Of width, first and epoch all copies are equal while anybody looks: gates write them, alone in a lane.
             names += [(name, lane) for name in ("width", "first", "epoch")]
             names += [(name, lane, copy) for name in ("limit", "stop") for copy in range(setting.copies)]
-        for i, blocks in enumerate(setting.blocks):
-            names += [("claimed", i), ("done", i), *(("taken", i, b) for b in range(blocks))]
+        for i, shares in enumerate(setting.shares):
+            names += [("claimed", i), ("done", i), *(("taken", i, b) for b in range(shares))]
         self.words = {name: number for number, name in enumerate(names)}
 
     def has(self, line: str) -> bool:
@@ -224,44 +205,6 @@ class Programs:
         copy = b % self.copies
         return ("leave", lane, i, "direct", copy) if leave else ("run", i, b, epoch, "direct", copy)
 
-    def strided(self, lane: int, i: int, w: int) -> Program:
-        limit, _, first, epoch, stop = yield from self.record(lane, w % self.copies)
-        if (i < first and self.has("strided: before first")) or (i > stop and self.has("strided: behind stop")):
-            return None
-        return self.ask(lane, i, w, limit == ALL, epoch, i == first) if w < self.blocks[i] else None
-
-    def ask(self, lane: int, i: int, b: int, on: bool, epoch: int, begun: bool) -> Call:
-        on = on or not self.has("strided: limit")
-        if (begun or not on or not self.has("strided: taken of first only")) and self.has("strided: taken"):
-            return ("seen", lane, i, b, on, epoch, begun)
-        copy = b % self.strides % self.copies
-        return ("take", lane, i, b, on, epoch, begun) if on else ("leave", lane, i, "strided", copy)
-
-    def seen(self, lane: int, i: int, b: int, on: bool, epoch: int, begun: bool) -> Program:
-        copy = b % self.strides % self.copies
-        if (yield self.load("taken", i, b)) == epoch:
-            return self.behind_turn(lane, i, b, on, epoch, begun)
-        return ("take", lane, i, b, on, epoch, begun) if on else ("leave", lane, i, "strided", copy)
-
-    def take(self, lane: int, i: int, b: int, on: bool, epoch: int, begun: bool) -> Program:
-        copy = b % self.strides % self.copies
-        if self.has("strided: take") and self.has("strided: take before"):
-            yield self.store(epoch, "taken", i, b)
-        if self.has("strided: limit each time"):
-            on = (yield ("limit", lane, copy)) == ALL
-        yield ("begin", i, b, copy)
-        yield ("end", i, b)
-        if self.has("strided: take") and not self.has("strided: take before"):
-            yield self.store(epoch, "taken", i, b)
-        return self.behind_turn(lane, i, b, on, epoch, begun)
-
-    def behind_turn(self, lane: int, i: int, b: int, on: bool, epoch: int, begun: bool) -> Call | None:
-        b += self.strides
-        asks = b // self.strides % self.turns == 0 or (begun and self.has("strided: each of first"))
-        if b >= self.blocks[i]:
-            return None
-        return self.ask(lane, i, b, on, epoch, begun) if asks else ("take", lane, i, b, on, epoch, begun)
-
     def guarded(self, lane: int, i: int, b: int) -> Program:
         _, _, first, _, stop = yield from self.record(lane, b % self.copies)
         return None if i < first or i > stop else ("whole", i, b)
@@ -278,7 +221,7 @@ class Programs:
         return ("behind", lane, i, w) if self.has("looped: done") else ("top", lane, i, w)
 
     def behind(self, lane: int, i: int, w: int) -> Program:
-        if (yield self.load("done", i - 1)) != self.blocks[i - 1]:
+        if (yield self.load("done", i - 1)) != self.shares[i - 1]:
             yield from self.stop(lane, i - 1, "looped", w % self.copies)
         return ("top", lane, i, w)
 
@@ -307,8 +250,8 @@ class Programs:
             b = yield self.add("claimed", i)
         else:
             b = yield self.load("claimed", i)
-            yield self.store(min(b + 1, self.blocks[i]), "claimed", i)
-        if b >= self.blocks[i]:
+            yield self.store(min(b + 1, self.shares[i]), "claimed", i)
+        if b >= self.shares[i]:
             if not self.has("looped: end"):
                 yield ("begin", i, b, copy)
             return None
@@ -318,13 +261,13 @@ class Programs:
 
     def claimed(self, lane: int, i: int, b: int, copy: int, epoch: int) -> Program:
         if (yield self.load("taken", i, b)) != epoch or not self.has("looped: taken"):
-            return ("block", lane, i, b, copy, epoch)
+            return ("share", lane, i, b, copy, epoch)
         if not self.has("looped: limit of next"):
             return ("claim", lane, i, copy, True, epoch)
         width = yield self.load("width", lane)
         return ("claim", lane, i, copy, (yield ("limit", lane, copy)) == width, epoch)
 
-    def block(self, lane: int, i: int, b: int, copy: int, epoch: int) -> Program:
+    def share(self, lane: int, i: int, b: int, copy: int, epoch: int) -> Program:
         count = self.has("looped: count")
         if count and not self.has("looped: count behind"):
             yield self.add("done", i)
@@ -354,7 +297,7 @@ class Programs:
         """The first launch that is not complete, after a claimed pass."""
         if not self.has("gate: scan from next"):
             after = 0
-        while after < self.launches and (yield self.load("done", after)) == self.blocks[after]:
+        while after < self.launches and (yield self.load("done", after)) == self.shares[after]:
             after += 1
         return after
 
@@ -374,7 +317,7 @@ class Programs:
     def fresh(self, lane: int, way: int, mode: int, after: int) -> Program:
         yield ("fresh", self.words["begun",])
         if self.has("gate: epoch"):
-            # Two numbers are enough: when an inference begins, every block holds that of the one before.
+            # Two numbers are enough: when an inference begins, every share holds that of the one before.
             epoch = yield self.load("epoch")
             yield self.store(epoch % 2 + 1, "epoch")
         return ("latch", lane, way, way == CLAIMED, 0 if self.has("gate: next of new") else after, True)
@@ -397,7 +340,7 @@ class Programs:
                 yield self.store(0, "done", i)
         if after < self.launches and self.has("gate: count taken"):
             epoch = yield self.load("epoch")
-            for b in range(self.blocks[after]):
+            for b in range(self.shares[after]):
                 if (yield self.load("taken", after, b)) == epoch:
                     yield self.add("done", after)
         return ("publish", lane, way, after, limit, width)
