@@ -21,7 +21,6 @@ from miriam._files import replacing
 from miriam.errors import DeviceError, MiriamError, PolicyError, ProgramError, WorkloadError
 
 if TYPE_CHECKING:
-    from miriam.elastic.ptx import Module
     from miriam.program import Program
     from miriam.progress import Progress
 
@@ -245,11 +244,11 @@ def elastic(
     if output is not None and not output.absolute().parent.is_dir():
         raise typer.BadParameter(f"there is no folder {output.absolute().parent}", param_hint="--output")
     from miriam.elastic.generator import make_elastic, rewritten
-    from miriam.elastic.survey import print_survey, survey_module, survey_program
+    from miriam.elastic.survey import print_survey, read, survey_module, survey_program
     from miriam.program import Program
 
     with _input():
-        source = _program_or_module(file)
+        source = read(file)
         if output is not None:
             _check_output(output, file, ".miriam" if isinstance(source, Program) else ".ptx")
     with _progress() as progress:
@@ -270,27 +269,6 @@ def elastic(
     print_survey(survey)
     if output is not None:
         typer.echo(f"The elastic {'program' if isinstance(source, Program) else 'module'} is in {output}")
-
-
-def _program_or_module(file: Path) -> Program | Module:
-    """Read what a file holds, by its name and its first bytes."""
-    from miriam.elastic.ptx import parse
-    from miriam.program import Program
-
-    try:
-        raw = file.read_bytes()
-    except FileNotFoundError:
-        raise ProgramError(f"there is no file {file}") from None
-    except OSError as error:
-        raise ProgramError(f"cannot read {file}: {error.strerror or error}") from error
-    if file.suffix == ".miriam" or raw.startswith(b"PK"):
-        return Program.load(file)
-    try:
-        text = raw.rstrip(b"\0").decode()
-    except UnicodeDecodeError:
-        kind = "machine code, which cannot be read" if raw.startswith(b"\x7fELF") else "no text"
-        raise ProgramError(f"{file} is neither a program file nor PTX: it is {kind}") from None
-    return parse(text, str(file))
 
 
 def _check_output(output: Path, file: Path, suffix: str) -> None:

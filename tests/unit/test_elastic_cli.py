@@ -125,6 +125,16 @@ def test_a_program_as_a_document(program):
     assert kernels["good"]["registers"]["original"] == assemble(HEAD + GOOD, "sm_75").registers["good"]
 
 
+def test_block_sizes_are_those_of_one_thread_for_several_or_of_compiling_again(tmp_path):
+    ttir = "module { tt.func public @meeting() { tt.return } }"
+    alone = Kernel("good", Source.TRITON, (96, 1, 1), 8, ptx=HEAD + GOOD, ttir="module {}")
+    meeting = HEAD + MEETING.replace(".maxntid 64, 2", ".reqntid 128")
+    kernels = (alone, *(Kernel("meeting", Source.TRITON, (128, 1, 1), 8, ptx=meeting, ttir=t) for t in (ttir, None)))
+    steps = tuple(Launch(i, (2, 1, 1)) for i in range(3))
+    replace(support.program(), kernels=kernels, launches=steps, target="sm_75").save(tmp_path / "p.miriam")
+    assert [k["blocks_variants"] for k in found(tmp_path / "p.miriam")["kernels"]] == [[32, 64], [32, 64], []]
+
+
 @needs_ptxas
 def test_the_table_says_the_same_and_ends_with_the_shares(program, ptx):
     result = call(program)

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from miriam.elastic.generator import assembled_texts
@@ -22,7 +23,7 @@ from miriam.progress import Progress, silent
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["ORIGINAL", "Finding", "Survey", "print_survey", "survey_module", "survey_program"]
+__all__ = ["ORIGINAL", "Finding", "Survey", "print_survey", "read", "survey_module", "survey_program"]
 
 ORIGINAL = "original"
 
@@ -110,6 +111,30 @@ class Survey:
             "elastic_launches": None if self.launches is None else sum(found.launches or 0 for found in elastic),
             "notes": list(self.notes),
         }
+
+
+def read(file: Path) -> Program | Module:
+    """Read a program file or a PTX module, by its name and its first bytes.
+
+    Raises
+    ------
+    ProgramError, PtxError
+        It cannot be read, or is neither of them.
+    """
+    try:
+        raw = file.read_bytes()
+    except FileNotFoundError:
+        raise ProgramError(f"there is no file {file}") from None
+    except OSError as error:
+        raise ProgramError(f"cannot read {file}: {error.strerror or error}") from error
+    if file.suffix == ".miriam" or raw.startswith(b"PK"):
+        return Program.load(file)
+    try:
+        text = raw.rstrip(b"\0").decode()
+    except UnicodeDecodeError:
+        kind = "machine code, which cannot be read" if raw.startswith(b"\x7fELF") else "no text"
+        raise ProgramError(f"{file} is neither a program file nor PTX: it is {kind}") from None
+    return parse(text, str(file))
 
 
 def survey_program(program: Program, *, progress: Progress = silent) -> Survey:
