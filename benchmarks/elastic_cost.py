@@ -16,9 +16,13 @@ import time
 from importlib.resources import files
 from pathlib import Path
 
+from miriam import zoo
 from miriam.device.cuda.driver import Event, Gpu, Graph, Stream
 from miriam.device.cuda.elastic import ElasticCode, ElasticInstance
 from miriam.device.cuda.instance import Code, Instance
+from miriam.device.cuda.profiler import short_name
+from miriam.elastic.dealing import share_sizes
+from miriam.elastic.rewrite import Form
 from miriam.program import Program
 
 
@@ -50,11 +54,13 @@ def measure(gpu: Gpu, program: Program, sms: int | None, rounds: int) -> dict[st
     partition = gpu.partition(sms) if sms else None
     if partition:
         partition.activate()
+    wide = partition.sms if partition else gpu.geometry.sms
     code, elastic_code = Code(program), ElasticCode(program)
     instance = Instance(gpu, program, code)
     instance.fill()
-    elastic = ElasticInstance(gpu, instance, elastic_code)
-    lane = elastic.lane()
+    each = share_sizes(program, zoo.profiles(), short_name(gpu.name), wide)
+    elastic = ElasticInstance(gpu, instance, elastic_code, each)
+    lane = elastic.lane(sms=wide)
     stream = partition.stream() if partition else Stream()
     graphs = {
         "plain": instance.graph(stream), "elastic": lane.graph(stream), "gate": lane.graph(stream, launches=[]),
@@ -68,12 +74,7 @@ def measure(gpu: Gpu, program: Program, sms: int | None, rounds: int) -> dict[st
         found[name] = outputs(instance)
     times = in_turn_us(graphs, stream, rounds)
     median = {name: statistics.median(us) for name, us in times.items()}
-    changed = [
-        i for i in range(len(program.launches))
-        if elastic_code.has(k := program.kernel_of(i), next(iter(elastic_code.forms[k.digest])))
-        and elastic_code.function(k, elastic_code.forms[k.digest][0]).blocks_per_sm(k.threads, k.dynamic_shared_bytes)
-        < code.function(k).blocks_per_sm(k.threads, k.dynamic_shared_bytes)
-    ]  # fmt: skip
+    forms = [lane.form(i)[0] for i in range(len(program.launches))]
     facts = {
         "launches": len(program.launches),
         "equal": found["plain"] == found["elastic"],
@@ -81,7 +82,8 @@ def measure(gpu: Gpu, program: Program, sms: int | None, rounds: int) -> dict[st
         "elastic_us": round(median["elastic"], 2),
         "gate_us": round(median["gate"], 2),
         "cost": round(median["elastic"] / median["plain"] - 1, 4),
-        "lost_residency": len(changed),
+        "direct": forms.count(Form.DIRECT),
+        "strided": forms.count(Form.STRIDED),
     }
     for graph in graphs.values():
         graph.close()

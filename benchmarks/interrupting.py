@@ -10,7 +10,7 @@ from miriam.device.cuda.driver import Gpu, Graph, Partition, Stream
 from miriam.device.cuda.elastic import ElasticCode, ElasticInstance, ElasticLane
 from miriam.device.cuda.instance import Code, Instance
 from miriam.elastic.rewrite import Form
-from miriam.elastic.state import ALL, MAX_LAUNCHES, NONE
+from miriam.elastic.state import ALL, NONE
 from miriam.program import Program, Role
 
 __all__ = ["Interrupter"]
@@ -106,6 +106,7 @@ class Interrupter:
         """
         chance = self.chance
         self._reset()
+        self._elastic.want(self._elastic.progress.begun + 1)
         last = None
         for turn in range(10 * _TURNS):
             chosen = self._chosen() if turn < _TURNS else [self._lanes[0]]
@@ -129,11 +130,7 @@ class Interrupter:
             self.counts["stopped"] += any(record.stop != NONE for record in records)
             self.counts["moves"] += last is not None and last is not chosen[0]
             last = chosen[0]
-            if exclusive:
-                complete = records[0].first != MAX_LAUNCHES and records[0].stop == NONE
-            else:
-                complete = self._elastic.done[-1] == self._elastic.shares[-1]
-            if complete:
+            if self._elastic.complete:
                 break
         else:
             raise RuntimeError(f"{self.program.name} does not end: {self._elastic.progress}, {self._elastic.done}")

@@ -21,9 +21,12 @@ from pathlib import Path
 
 from interrupting import Interrupter
 
+from miriam import zoo
 from miriam.device.cuda.driver import Gpu, Module, Stream
 from miriam.device.cuda.elastic import ElasticCode, ElasticInstance
 from miriam.device.cuda.instance import Instance
+from miriam.device.cuda.profiler import short_name
+from miriam.elastic.dealing import share_sizes
 from miriam.elastic.state import ALL, MAX_LAUNCHES, NONE
 from miriam.program import Program
 
@@ -78,7 +81,8 @@ def leaving_us(gpu: Gpu, program: Program, samples: int, seed: int) -> list[floa
     elastic_code = ElasticCode(program)
     instance = Instance(gpu, program)
     instance.fill(seed)
-    elastic = ElasticInstance(gpu, instance, elastic_code)
+    each = share_sizes(program, zoo.profiles(), short_name(gpu.name), gpu.geometry.sms)
+    elastic = ElasticInstance(gpu, instance, elastic_code, each)
     lane = elastic.lane()
     stream, control = Stream(), Stream(priority=-5)
     count = len(program.launches)

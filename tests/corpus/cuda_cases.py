@@ -189,7 +189,7 @@ def named_barriers(numbers: Numbers, large: bool) -> Case:
     y = np.zeros((blocks, 32), np.int32)
     for s in range(steps):
         y = y * 3 + x[:, s, ::-1]
-    return Case("tiles.cu", blocks, 64, {"x": x, "y": Out(y), "steps": steps})
+    return Case("tiles.cu", blocks, 64, {"x": x, "y": Out(y), "steps": steps}, doubtful="some threads meet alone")
 
 
 @case()
@@ -225,7 +225,7 @@ def some_leave_before_a_barrier(numbers: Numbers, large: bool) -> Case:
     y = np.full_like(x, -1)
     start = y.copy()
     y[:, :48] = x[:, 47::-1]
-    return Case("exits.cu", len(x), 64, {"x": x, "y": Out(y, start)})
+    return Case("exits.cu", len(x), 64, {"x": x, "y": Out(y, start)}, doubtful="threads are done while others meet")
 
 
 @case()
@@ -234,7 +234,7 @@ def a_warp_leaves_between_barriers(numbers: Numbers, large: bool) -> Case:
     back = x[:, ::-1]
     leaves = np.arange(96) // 32 == np.arange(len(x))[:, None] % 3
     y = np.where(leaves, back, back[:, np.arange(96) ^ 1] + 1000)
-    return Case("exits.cu", len(x), 96, {"x": x, "y": Out(y)})
+    return Case("exits.cu", len(x), 96, {"x": x, "y": Out(y)}, doubtful="a warp is done while others meet")
 
 
 @case()

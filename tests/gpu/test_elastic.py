@@ -85,12 +85,12 @@ def test_a_paused_lane_runs_nothing_and_goes_on(gpu: Gpu) -> None:
     lane.limit(stream, 0)
     lane.enqueue(stream)
     stream.synchronize()
-    assert not lane.complete
+    assert not elastic.complete
     assert (elastic.progress.next, elastic.progress.begun) == (0, 1)
     lane.limit(stream, ALL)
     lane.enqueue(stream)
     stream.synchronize()
-    assert lane.complete
+    assert elastic.complete
     assert lane.record.stop == NONE
     assert elastic.progress.begun == 1
     for thing in (stream, lane, elastic, instance, code):

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from miriam.elastic.ahead import ahead
+from miriam.elastic.divergence import Divergence
+from miriam.elastic.legality import flat
 from miriam.elastic.ptx import Block, Function, Instruction, Module, Name, names, walk
 from miriam.elastic.state import (
     ALL,
@@ -21,7 +23,7 @@ from miriam.elastic.state import (
     MAX_LAUNCHES,
 )
 
-__all__ = ["WAIT", "direct", "guarded", "looped", "strided"]
+__all__ = ["WAIT", "Entry", "direct", "guarded", "looped", "strided"]
 
 WAIT = "griddepcontrol.wait"
 """With it a form waits by itself for the kernel in front of it (programmatic dependent launch).
@@ -110,23 +112,40 @@ _LINEAR = """	mov.u32 %~a, %ctaid.z;
 
 
 @dataclass(frozen=True, slots=True)
-class _Entry:
-    """An entry that is being rewritten."""
+class Entry:
+    """An entry that is being rewritten.
+
+    Attributes
+    ----------
+    steps
+        Its instructions.
+    prefix
+        Of our own registers and labels: it occurs nowhere in the entry.
+    together
+        Whether the threads of a block all go the same way.
+    flat
+        Whether the block is known to have one dimension.
+    """
 
     module: Module
     function: Function
     body: Block
     steps: tuple[Instruction, ...]
     prefix: str
+    together: bool
+    flat: bool
 
     @staticmethod
-    def of(module: Module, function: Function) -> _Entry:
+    def of(module: Module, function: Function, block: tuple[int, int, int] | None = None) -> Entry:
+        """Give what the forms need to know of ``function``."""
         assert function.body is not None
         prefix, text = "miriam", module.text[function.start : function.end]
         while prefix in text:
             prefix += "_"
         steps = tuple(step for step in walk(function.body) if isinstance(step, Instruction))
-        return _Entry(module, function, function.body, steps, prefix)
+        one = flat(function, block)
+        together = not Divergence(function, flat=one).any
+        return Entry(module, function, function.body, steps, prefix, together, one)
 
     def finish(self, name: str, code: str) -> str:
         """The entry ``name`` with one more parameter and ``code``, which goes on behind the brace of the body."""
@@ -149,33 +168,21 @@ class _Entry:
 
     def others(self, predicate: str) -> str:
         """Code that sets ``predicate`` in all threads but the first of the block."""
-        if self._flat():
+        if self.flat:
             return f"\tmov.u32 %~a, %tid.x;\n\tsetp.ne.u32 {predicate}, %~a, 0;\n"
         return (
             "\tmov.u32 %~a, %tid.x;\n\tmov.u32 %~b, %tid.y;\n\tor.b32 %~a, %~a, %~b;\n"
             f"\tmov.u32 %~b, %tid.z;\n\tor.b32 %~a, %~a, %~b;\n\tsetp.ne.u32 {predicate}, %~a, 0;\n"
         )
 
-    def _flat(self) -> bool:
-        for directive in self.function.directives:
-            if directive.name in (".reqntid", ".maxntid"):
-                extents = [int(word) for word in directive.rest.replace(",", " ").split()]
-                return all(extent == 1 for extent in extents[1:])
-        return False
-
     def reads(self, register: str) -> bool:
         """Whether the body reads a word of the block's index or of the grid."""
         return any(name.text == register for step in self.steps for name in _indices(step))
 
     @property
-    def straight(self) -> bool:
-        """Whether there is one way out."""
-        return sum(step.opcode[0] in ("ret", "exit") for step in self.steps) == 1
-
-    @property
-    def reduce(self) -> str:
-        """A barrier for all threads of a block, which come one by one if some of them left early."""
-        return "bar.red" if self.straight else "barrier.red"
+    def barrier(self) -> str:
+        """The barrier for threads of a warp that may come one by one, where they may."""
+        return "bar" if self.together else "barrier"
 
     @property
     def meets(self) -> bool:
@@ -187,7 +194,7 @@ class _Entry:
 
     def meet(self) -> str:
         """Code after which all threads have done with a block."""
-        return "\tbar.sync 0;\n" if self.straight else "\tbarrier.sync 0;\n"
+        return f"\t{self.barrier}.sync 0;\n"
 
     def drained(self) -> str:
         """Code that waits for copies into and out of shared memory, which the next block will use."""
@@ -195,10 +202,16 @@ class _Entry:
         code = "\tcp.async.wait_all;\n" if any("bulk" not in opcode for opcode in copies) else ""
         return code + ("\tcp.async.bulk.wait_group 0;\n" if any("bulk" in opcode for opcode in copies) else "")
 
-    def looping(self) -> str:
-        """The body, with the logical coordinates, its ways out leading to ``$~end``."""
+    def looping(self, *, coherent: bool = False) -> str:
+        """The body, with the logical coordinates, its ways out leading to ``$~end``.
+
+        A ``coherent`` one loads nothing through the path for data that is never written.
+        """
         edits: list[tuple[int, int, str]] = []
         for step in self.steps:
+            if coherent and "nc" in step.opcode:
+                at = self.module.text.index(".nc", step.start)
+                edits.append((at, at + len(".nc"), ""))
             if step.opcode[0] in ("ret", "exit"):
                 guard = self.module.text[step.guard.start : step.guard.end] + " " if step.guard else ""
                 edits.append((step.start, step.end, f"{guard}bra $~end;"))
@@ -235,17 +248,15 @@ def _indices(step: Instruction) -> Iterator[Name]:
         yield from (n for o in step.operands for n in names(o) if n.text.startswith(("%ctaid", "%nctaid")))
 
 
-def guarded(module: Module, function: Function, name: str) -> str:
+def guarded(entry: Entry, name: str) -> str:
     """The entry as it is, behind the question whether this pass runs this launch."""
-    entry = _Entry.of(module, function)
     body = entry.spliced(entry.body.start + 1, entry.body.end, [])
     code = "\t{\n" + _REGISTERS + _LOAD + _OUT + "\t@%~out ret;\n\t}" + body
     return entry.finish(name, code)
 
 
-def direct(module: Module, function: Function, name: str) -> str:
+def direct(entry: Entry, name: str) -> str:
     """One worker for each block. What can be computed and loaded before the answer is there, is."""
-    entry = _Entry.of(module, function)
     cut = ahead(entry.body)
     before = entry.spliced(entry.body.start + 1, cut, [])
     one = not (entry.reads("%ctaid.y") or entry.reads("%ctaid.z"))
@@ -266,9 +277,8 @@ $~go:
     return entry.finish(name, f"{code}{entry.spliced(cut, entry.body.end - 1, [])}\tret;\n{_RARE}}}")
 
 
-def strided(module: Module, function: Function, name: str) -> str:
+def strided(entry: Entry, name: str) -> str:
     """One worker for each share."""
-    entry = _Entry.of(module, function)
     code = f"""	.reg .pred %~leave;
 	.reg .b32 %~block;
 {_COORDINATES}{_REGISTERS}	mov.pred %~leave, 0;
@@ -286,23 +296,30 @@ $~end:
     return entry.finish(name, code)
 
 
-def looped(module: Module, function: Function, name: str) -> str:
-    """Any number of workers, each of which claims one share after another."""
-    entry = _Entry.of(module, function)
+def looped(entry: Entry, name: str) -> str:
+    """Any number of workers, each of which claims one share after another.
+
+    Another lane may have written what the body reads: it is read coherently, behind the acquire.
+    """
+    bulk = any(step.opcode[:3] == ("cp", "async", "bulk") for step in entry.steps)
+    fence = "\tfence.proxy.async;\n" if bulk else ""
     code = f"""	.reg .b32 %~block;
+	.reg .pred %~leave;
 {_COORDINATES}	{{
 {_REGISTERS}	.reg .b32 %~shares, %~done;
 	.reg .b64 %~slot, %~count;
-{entry.others("%~p")}	@%~p bra $~top;
+	mov.pred %~leave, 0;
+{entry.others("%~p")}	@%~p bra $~start;
 {_LOAD}{_OUT}	setp.le.or.u32 %~out, %~i, %~f, %~out;
-	@%~out bra $~top;
+	@%~out bra $~start;
 	ld.param.u64 %~count, [~+16];
 	ld.acquire.gpu.global.u32 %~done, [%~count+{4 - COUNTER_BYTES}];
 	ld.global.u32 %~shares, [%~count+{8 - COUNTER_BYTES}];
-	setp.eq.u32 %~p, %~done, %~shares;
-	@%~p bra $~top;
-	sub.u32 %~i, %~i, 1;
-{_STOP}$~top:
+	setp.ne.u32 %~leave, %~done, %~shares;
+$~start:
+	bar.red.or.pred %~leave, 0, %~leave;
+	@%~leave ret;
+{fence}$~top:
 {entry.others("%~p")}	@%~p bra $~join;
 {_LOAD}{_OUT}{_SLOT}	setp.ge.or.u32 %~out, %~a, %~width, %~out;
 	mov.u32 %~b, 0;
@@ -334,13 +351,12 @@ $~stop:
 $~tell:
 	st.global.u32 [%~slot], %~b;
 $~join:
-	bar.sync 0;
-{_SLOT}	ld.global.u32 %~block, [%~slot];
+{entry.meet()}{_SLOT}	ld.global.u32 %~block, [%~slot];
 	setp.eq.u32 %~p, %~block, 0;
 	@%~p ret;
 	sub.u32 %~block, %~block, 1;
 $~next:
-{entry.coordinates()}{{{entry.looping()}}}
+{entry.coordinates()}{{{entry.looping(coherent=True)}}}
 $~end:
 {entry.drained()}{entry.meet()}{_ON}	@%~p bra $~next;
 {entry.others("%~p")}	@%~p bra $~top;

@@ -8,7 +8,8 @@ of the pass. Entries, each with the addresses of the inference and the lane:
   pass of this inference in flight.
 * ``miriam_gate_claimed``, one block of ``CLAIMED_THREADS``: for passes of looped launches. Other
   lanes may have claimed passes of the same inference in flight, but no exclusive one, and the gate
-  that begins an inference or follows an exclusive pass must come before those of the other lanes.
+  that begins an inference or follows an exclusive pass must come before those of the other lanes:
+  with several lanes, count what is wanted, and raise it only while no pass is in flight.
 """
 
 from __future__ import annotations
@@ -142,6 +143,7 @@ _CLAIMED = f"""
 	setp.ne.u32 %go, %me, 0;
 	@%go bra $told;
 	ld.relaxed.gpu.global.v4.u32 {{%next, %epoch, %claimed, %launches}}, [%inference];
+	fence.acq_rel.gpu;
 	setp.ne.u32 %q, %claimed, 0;
 	@%q bra $shared;
 {_STOPPED}
@@ -158,6 +160,7 @@ $latch:
 	selp.u32 %t, 0, 1, %p;
 	st.shared.v4.b32 [shared], {{%next, %epoch, %limit, %first}};
 	st.shared.v2.b32 [shared+16], {{%t, %launches}};
+	fence.acq_rel.gpu;
 	st.relaxed.gpu.global.v2.u32 [%inference], {{%next, %epoch}};
 	st.relaxed.gpu.global.u32 [%inference+8], 1;
 	st.global.u64 [%inference+40], 0;

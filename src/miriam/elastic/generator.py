@@ -44,7 +44,9 @@ def _header() -> str:
     return f"// Elastic forms, made by Miriam's generator {VERSION}.\n"
 
 
-def rewritten(ptx: str | Module, entries: Iterable[str] | None = None) -> Rewritten:
+def rewritten(
+    ptx: str | Module, entries: Iterable[str] | None = None, *, block: tuple[int, int, int] | None = None
+) -> Rewritten:
     """Do what :func:`miriam.elastic.rewrite.rewrite` does, or find what it did before.
 
     The first line of the text tells the version.
@@ -57,11 +59,11 @@ def rewritten(ptx: str | Module, entries: Iterable[str] | None = None) -> Rewrit
         An entry is not there.
     """
     wanted = None if entries is None else list(entries)
-    key = ("rewritten", VERSION, str(ptx), repr(wanted))
+    key = ("rewritten", VERSION, str(ptx), repr(wanted), repr(block))
     if (data := cache.kept(*key)) is not None:
         said, text = _unpack(data)
         return Rewritten(text.decode(), said["refused"], {n: tuple(map(Form, f)) for n, f in said["forms"].items()})
-    made = rewrite(ptx, wanted)
+    made = rewrite(ptx, wanted, block=block)
     made = replace(made, ptx=_header() + made.ptx)
     cache.keep(_pack({"refused": made.refused, "forms": made.forms}, made.ptx.encode()), *key)
     return made
@@ -76,7 +78,7 @@ def elastic_kernel(kernel: Kernel) -> Kernel:
     if kernel.ptx is None or (kernel.elastic or "").startswith(_header()) or (kernel.opaque and kernel.elastic is None):
         return kernel
     try:
-        made = rewritten(kernel.ptx, [kernel.name])
+        made = rewritten(kernel.ptx, [kernel.name], block=kernel.block)
     except (PtxError, ProgramError) as error:
         return replace(kernel, elastic=None, opaque=f"its PTX cannot be rewritten: {error}")
     return replace(kernel, elastic=made.ptx, opaque=made.refused.get(kernel.name, ""))

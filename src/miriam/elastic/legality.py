@@ -12,10 +12,11 @@ import re
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from functools import cache
 
+from miriam.elastic.divergence import Divergence
 from miriam.elastic.flow import Flow
-from miriam.elastic.ptx import Function, Instruction, Module, Name, Not, Operand, Variable, names, walk
+from miriam.elastic.ptx import Function, Instruction, Module, Name, Operand, Variable, names, walk
 
-__all__ = ["refusal"]
+__all__ = ["flat", "refusal"]
 
 _PARAMETER_LIMIT_BYTES = 4096  # PTX ISA, 5.1.6.1: "4,352 ... 32,764 for PTX 8.1 on"; the smaller one holds everywhere
 _STATE_BYTES = 64
@@ -59,15 +60,16 @@ _SEEN_BY_OTHERS = ("volatile", "relaxed", "acquire", "mmio", "cv", "cg")
 _PRIVATE = ("shared", "shared::cta", "local", "param", "param::entry", "param::func", "const", "cta")
 
 
-def refusal(module: Module, entry: Function) -> str:
+def refusal(module: Module, entry: Function, block: tuple[int, int, int] | None = None) -> str:
     """Why ``entry`` cannot be made elastic; empty if it can.
 
-    The reason names the line of ``module`` where there is one.
+    The reason names the line of ``module`` where there is one. ``block`` is what the entry is launched
+    with, where that is known.
     """
-    return next(_reasons(module, entry), "")
+    return next(_reasons(module, entry, block), "")
 
 
-def _reasons(module: Module, entry: Function) -> Iterator[str]:
+def _reasons(module: Module, entry: Function, block: tuple[int, int, int] | None) -> Iterator[str]:
     if module.address_size != 64:
         yield f"its addresses have {module.address_size} bits"
     if module.version < (6, 0) or not _target_from(module, 70):
@@ -116,7 +118,7 @@ def _reasons(module: Module, entry: Function) -> Iterator[str]:
         for function in bodies:
             yield from _waits(module, function, waiting, functions)
     yield from _mbarriers(bodies)
-    yield from _leaves(module, entry, bodies)
+    yield from _leaves(module, entry, bodies, block)
 
 
 def _target_from(module: Module, least: int) -> bool:
@@ -290,50 +292,45 @@ def _mbarriers(bodies: Sequence[Function]) -> Iterator[str]:
         yield "it leaves mbarriers behind in shared memory"
 
 
-def _leaves(module: Module, entry: Function, bodies: Sequence[Function]) -> Iterator[str]:
-    """Threads that leave while others of their block still meet at barriers.
+def _leaves(
+    module: Module, entry: Function, bodies: Sequence[Function], block: tuple[int, int, int] | None
+) -> Iterator[str]:
+    """Threads that are done while others of their block, or of their warp, still meet.
 
-    In a worker they would wait for its next block, and be counted at the wrong barrier. Fine if all
-    threads of a block leave together: no branch depends on anything that differs between them.
+    A thread that has left is not waited for, but in a worker it is only at the end of its block: it
+    would be counted at the wrong barrier, or waited for for ever.
     """
-    if not any(step.opcode[0] in ("bar", "barrier") and step.opcode[1] != "warp" for f in bodies for step in _steps(f)):
+    inner = any(_barrier(step) or _warpwide(step) for f in bodies if f is not entry for step in _steps(f))
+    if not inner and not any(_barrier(step) or _warpwide(step) for step in _steps(entry)):
         return
-    steps = list(_steps(entry))
-    exits = [step for step in steps if step.opcode[0] in ("ret", "exit")]
-    if len(exits) == 1 and exits[0].guard is None:
-        return
-    differing: set[str] = set()
-    grown = True
-    while grown:
-        before = len(differing)
-        for step in steps:
-            sources = set(_read(step)) | ({step.guard.register} if step.guard else set())
-            if _differs(step) or sources & differing or any(n.startswith(_PER_THREAD) for n in sources):
-                differing.update(_written(step))
-        grown = len(differing) > before
-    for step in steps:
-        if step.opcode[0] in ("bra", "brx", "ret", "exit"):
-            sources = {step.guard.register} if step.guard else set()
-            if step.opcode[0] == "brx":
-                sources |= set(_read(step)) | set(_names(step.operands[:1]))
-            if sources & differing:
-                yield f"line {module.line(step.start)}: some threads may leave while others meet at a barrier"
+    ways = Divergence(entry, flat=flat(entry, block))
+    for step in ways.apart(within_warps=False):
+        if _barrier(step) or (inner and step.opcode[0] == "call"):
+            yield f"line {module.line(step.start)}: some threads of a block may be done while others meet at a barrier"
+    for step in ways.apart(within_warps=True):
+        if _warpwide(step):
+            yield f"line {module.line(step.start)}: some threads of a warp may be done while others work together"
 
 
-_PER_THREAD = ("%tid", "%laneid", "%warpid", "%lanemask_")
-_PURE = frozenset(
-    """abs add addc and bfe bfi bfind bmsk brev clz cnot copysign cvt cvta div ex2 fma fns isspacep lg2 lop3 mad mad24
-    madc max min mov mul mul24 neg not or popc prmt rcp rem rsqrt sad selp set setp shf shl shr slct sqrt sub subc
-    szext testp xor""".split()
+_WARPWIDE = frozenset(
+    ("shfl", "vote", "match", "redux", "elect", "mma", "wmma", "wgmma", "ldmatrix", "stmatrix", "movmatrix")
 )
 
 
-def _differs(step: Instruction) -> bool:
-    """Whether what it writes may differ between threads that read the same."""
-    if step.opcode[0] == "ld":
-        return not any(part.startswith(("param", "const")) for part in step.opcode[1:])
-    return step.opcode[0] not in _PURE
+def _barrier(step: Instruction) -> bool:
+    return step.opcode[0] in ("bar", "barrier") and "warp" not in step.opcode
 
 
-def _unused(operand: Operand) -> bool:
-    return isinstance(operand, Not)
+def _warpwide(step: Instruction) -> bool:
+    return step.opcode[0] in _WARPWIDE or (step.opcode[0] == "bar" and "warp" in step.opcode)
+
+
+def flat(entry: Function, block: tuple[int, int, int] | None) -> bool:
+    """Whether the block of ``entry`` is known to have one dimension."""
+    if block is not None:
+        return block[1] == block[2] == 1
+    for directive in entry.directives:
+        if directive.name in (".reqntid", ".maxntid"):
+            extents = [int(word) for word in directive.rest.replace(",", " ").split()]
+            return all(extent == 1 for extent in extents[1:])
+    return False

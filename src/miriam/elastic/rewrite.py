@@ -81,7 +81,13 @@ class Rewritten:
     forms: dict[str, tuple[Form, ...]]
 
 
-def rewrite(ptx: str | Module, entries: Iterable[str] | None = None, wanted: Iterable[Form] = ELASTIC) -> Rewritten:
+def rewrite(
+    ptx: str | Module,
+    entries: Iterable[str] | None = None,
+    wanted: Iterable[Form] = ELASTIC,
+    *,
+    block: tuple[int, int, int] | None = None,
+) -> Rewritten:
     """Make the entries of a PTX module elastic.
 
     Parameters
@@ -92,6 +98,8 @@ def rewrite(ptx: str | Module, entries: Iterable[str] | None = None, wanted: Ite
         Which of them; all by default. Others are left out.
     wanted
         Which forms of an elastic entry.
+    block
+        Threads of a block that the entries are launched with, where that is known.
 
     Raises
     ------
@@ -115,10 +123,11 @@ def rewrite(ptx: str | Module, entries: Iterable[str] | None = None, wanted: Ite
         if isinstance(item, Function) and item.kind == "entry":
             texts = []
             if item.name in chosen and item.body is not None:
-                if reason := refusal(module, item):
+                if reason := refusal(module, item, block):
                     refused[item.name] = reason
                 made[item.name] = (Form.GUARDED,) if reason else kinds
-                texts = [_CODE[form](module, item, form.of(item.name)) for form in made[item.name]]
+                entry = forms.Entry.of(module, item, block)
+                texts = [_CODE[form](entry, form.of(item.name)) for form in made[item.name]]
             edits.append((item.start, item.end, "\n".join(texts)))
         elif isinstance(item, Directive) and item.name == ".section":
             edits.append((item.start, item.end, ""))  # debug information of entries that are no more

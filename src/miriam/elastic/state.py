@@ -56,7 +56,8 @@ class Lane:
     Attributes
     ----------
     limit
-        Workers wished for from now on; whoever wants may write it at any time.
+        Workers wished for from now on. It may be written at any time, by one stream at a time: copies
+        that disagree stop the lane.
     width
         The limit that the gate of the running pass saw. A pass whose limit is no longer its width
         stops. An exclusive pass runs at the width ``ALL`` or not at all.

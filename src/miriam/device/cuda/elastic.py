@@ -37,6 +37,9 @@ from miriam.program import Kernel, Launch, Pointer, Program, Source
 __all__ = ["ElasticCode", "ElasticInstance", "ElasticLane"]
 
 
+_WANTED_AT = 20  # of the inference's record
+
+
 class ElasticCode:
     """The elastic forms of a program's kernels, loaded for one GPU; its instances share them.
 
@@ -173,6 +176,24 @@ class ElasticInstance:
         """The record that the gates keep; read while no pass is in flight."""
         return Inference.unpack(self._gpu.read(self._inference, INFERENCE_BYTES))
 
+    def want(self, inferences: int = ALL) -> None:
+        """Say how many inferences gates may begin in all; by default whenever a pass comes.
+
+        With several lanes in flight it has to be counted, or one begins the next while another ends the last.
+        """
+        self._gpu.write(self._inference + _WANTED_AT, inferences.to_bytes(4, "little"))
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is left of the inference that began last; asked while no pass is in flight."""
+        progress = self.progress
+        if progress.next >= progress.launches:
+            return True
+        if progress.claimed:
+            return self.done[-1] == self.shares[-1]
+        last = Lane.unpack(self._gpu.read(progress.last, LANE_BYTES))
+        return last.first != MAX_LAUNCHES and last.stop == NONE
+
     @property
     def done(self) -> list[int]:
         """Shares that have ended, by launch, as claimed passes count them."""
@@ -202,12 +223,6 @@ class ElasticLane:
     def record(self) -> Lane:
         """What the lane's words say now."""
         return Lane.unpack(self._gpu.read(self._record, LANE_BYTES))
-
-    @property
-    def complete(self) -> bool:
-        """Whether the last pass, an exclusive one that has ended, completed its inference."""
-        record = self.record
-        return record.first != MAX_LAUNCHES and record.stop == NONE
 
     def limit(self, stream: Stream, workers: int = ALL) -> None:
         """Enqueue a change of the limit."""
