@@ -23,9 +23,11 @@ from miriam.device.cuda.driver import Gpu, Stream
 from miriam.device.cuda.elastic import ElasticCode, ElasticInstance
 from miriam.device.cuda.instance import Instance
 from miriam.elastic.generator import elastic_kernel, forms_of
+from miriam.elastic.ptx import parse
 from miriam.elastic.rewrite import Form
 from miriam.elastic.state import ALL, NONE
-from miriam.program import Program
+from miriam.elastic.thin import thin, why_not_thin
+from miriam.program import Pointer, Program
 
 pytestmark = LENIENT
 
@@ -95,3 +97,39 @@ def test_a_paused_lane_runs_nothing_and_goes_on(gpu: Gpu) -> None:
     assert elastic.progress.begun == 1
     for thing in (stream, lane, elastic, instance, code):
         thing.close()
+
+
+def _thinnable(kind: str) -> list[str]:
+    found = []
+    for name, program in load(kind).items():
+        kernel = program.kernels[0]
+        module = parse(kernel.ptx or "")
+        entry = next(entry for entry in module.entries if entry.name == kernel.name)
+        whole = not name.endswith("-large") and program.meta.get("compare") != "sorted"
+        if whole and kernel.threads > 32 and not why_not_thin(module, entry):
+            found.append(name)
+    return found
+
+
+def _left_behind(gpu: Gpu, program: Program) -> list[bytes]:
+    instance, stream = Instance(gpu, program), Stream()
+    instance.fill()
+    instance.enqueue(stream)
+    stream.synchronize()
+    found = [instance.read(replace(t, at=Pointer(t.at.buffer)), program.buffers[t.at.buffer].size_bytes)
+             for t in program.outputs]  # fmt: skip
+    instance.close()
+    stream.close()
+    return found
+
+
+@pytest.mark.parametrize("name", _thinnable("cuda"))
+def test_thin_blocks(gpu: Gpu, name: str) -> None:
+    program = load("cuda")[name]
+    kernel = program.kernels[0]
+    wanted = _left_behind(gpu, program)
+    for threads in {32, (kernel.threads // 64) * 32 or 32}:
+        if threads < kernel.threads:
+            text = thin(parse(kernel.ptx or ""), kernel.name, threads, block=kernel.block)
+            thinner = replace(kernel, ptx=text, block=(threads, 1, 1), digest="")
+            assert _left_behind(gpu, replace(program, kernels=(thinner, *program.kernels[1:]))) == wanted
