@@ -181,8 +181,8 @@ def test_an_original_that_the_assembler_refuses_is_a_note_and_its_kernels_are_wh
 def test_elastic_forms_that_the_assembler_refuses_are_not_elastic(ptx, monkeypatch):
     from miriam.elastic import rewrite
 
-    def broken(*args: Any) -> Any:
-        made = rewrite.rewrite(*args)
+    def broken(*args: Any, **options: Any) -> Any:
+        made = rewrite.rewrite(*args, **options)
         return replace(made, ptx=made.ptx + "\n.visible .entry more() { nonsense; }\n")
 
     monkeypatch.setattr("miriam.elastic.generator.rewrite", broken)

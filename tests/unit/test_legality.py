@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from elastic_text import HEAD, STORE, entry, refusal_at, refused
 
+from miriam.elastic.rewrite import rewrite
+
 FUNCTION = ".func f()\n{{\n.reg .b32 %r<9>;\n.reg .b64 %rd<9>;\n{body}\nret;\n}}\n"
 CALL = "call f, ();\n"
 INSTRUCTIONS = {
@@ -140,6 +142,45 @@ LOOPS = {
 }
 
 
+PASSED = """$top:
+{watch}
+{store}
+bar.sync 0;
+{load}
+setp.eq.u32 %p1, %r4, 0;
+@%p1 bra $top; // here
+ret;"""
+
+
+STORES = (
+    "st.shared.u32 [pool], %r2;", "@%p3 st.u32 [%rd2], %r2;", "stmatrix.sync.aligned.m8n8.x1.shared.b16 [pool], {%r2};",
+    "atom.shared.exch.b32 %r8, [pool], %r2;", "red.shared.add.u32 [pool], %r2;", "call f, (%r2);",
+    "cp.async.ca.shared.global [pool], [%rd2], 4, %r2;",
+)  # fmt: skip
+LOADS = (
+    "ld.shared.u32 %r4, [pool];", "ld.u32 %r4, [%rd2];", "ld.shared.v2.u32 {%r3, %r4}, [pool];",
+    "ldu.global.u32 %r4, [%rd2];", "ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%r4}, [pool];",
+    "atom.shared.add.u32 %r4, [pool], 0;", "call (%r4), f, ();",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize("load", LOADS)
+def test_what_is_seen_counts_behind_memory_too(store, load):
+    function = FUNCTION.format(body="")
+    loop = PASSED.format(watch=WATCHING[0], store=store, load=load)
+    assert refusal_at("// here", HEAD + function + entry(loop)) == WAITING
+    assert WAITING not in refused(HEAD + function + entry(loop.replace(store, "")))
+
+
+@pytest.mark.parametrize("fence", ["membar.gl;", "membar.sys;", "fence.acq_rel.gpu;", "fence.sc.sys;"])
+def test_a_plain_load_beside_a_fence_watches(fence):
+    loop = LOOPS["around it"].format(watch=f"ld.global.u32 %r2, [%rd1];\n{fence}")
+    assert refusal_at("// here", HEAD + entry(loop)) == WAITING
+    for harmless in ("membar.cta;", "fence.acq_rel.cta;"):
+        assert refused(HEAD + entry(loop.replace(fence, harmless))) == ""
+
+
 @pytest.mark.parametrize("watch", WATCHING)
 @pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS)
 def test_a_loop_that_may_wait_for_another_block_is_refused(watch, loop):
@@ -197,6 +238,7 @@ ret;"""
 def test_an_update_that_is_tried_again_waits_for_nobody():
     assert refused(HEAD + entry(RETRY)) == ""
     for changed in (
+        RETRY.replace("mov.u32 %r1, %r2;\n", ""),
         RETRY.replace("setp.ne.u32 %p1, %r2, %r1", "setp.ne.u32 %p1, %r2, 0"),
         RETRY.replace("setp.ne.u32 %p1, %r2, %r1", "setp.lt.u32 %p1, %r2, %r1"),
         RETRY.replace("%p1, %r2, %r1;", "%p1, %r2, %r1;\nsetp.gt.or.u32 %p1, %r2, 7, %p1;"),
@@ -213,59 +255,105 @@ def test_mbarriers_that_are_left_behind_are_refused():
     assert refused(HEAD + entry(f"{init}mbarrier.inval.shared::cta.b64 [pool];\nret;")) == ""
 
 
-LEAVING = "some threads may leave while others meet at a barrier"
+DONE = "some threads of a block may be done while others meet at a barrier"
+DONE_IN_WARP = "some threads of a warp may be done while others work together"
+OWN = "mov.u32 %r2, %tid.x;\nmul.wide.u32 %rd2, %r2, 4;\nadd.u64 %rd3, %rd1, %rd2;\n"
 DIFFERS = {
     "the thread": "mov.u32 %r1, %tid.x;",
     "the lane": "mov.u32 %r1, %laneid;",
     "the warp": "mov.u32 %r1, %warpid;",
     "a mask of lanes": "mov.u32 %r1, %lanemask_lt;",
-    "what was loaded": "ld.global.u32 %r1, [%rd1];",
+    "what was loaded from a place of its own": OWN + "ld.global.u32 %r1, [%rd3];",
+    "what is in its own memory": "ld.local.u32 %r1, [%rd1];",
+    "what may change meanwhile": "ld.volatile.global.u32 %r1, [%rd1];",
     "a shuffle": "shfl.sync.idx.b32 %r1, %r2, 0, 31, -1;",
     "a vote": "activemask.b32 %r1;",
     "an atomic": "atom.shared.add.u32 %r1, [pool], 1;",
     "a number made of it": "mov.u32 %r2, %tid.y;\nadd.u32 %r3, %r2, 1;\nshl.b32 %r1, %r3, 2;",
     "a number that was chosen by it": "setp.eq.u32 %p2, %tid.x, 0;\nmov.u32 %r1, 0;\n@%p2 mov.u32 %r1, 1;",
-}
-WAYS = {
-    "return": "setp.eq.u32 %p1, %r1, 5;\n@%p1 ret; // here\nbar.sync 0;\nret;",
-    "exit": "setp.eq.u32 %p1, %r1, 5;\n@!%p1 exit; // here\nbarrier.sync 0;\nret;",
-    "branch": "setp.eq.u32 %p1, %r1, 5;\n@%p1 bra $out; // here\nbar.sync 0;\nret;\n$out:\nret;",
-    "table": "brx.idx %r1, $ways; // here\n$in:\nbar.sync 0;\nret;\n$out:\nret;\n$ways: .branchtargets $in, $out;",
+    "a number that one side wrote": (
+        "setp.eq.u32 %p2, %tid.x, 0;\nmov.u32 %r1, 0;\n@%p2 bra $side;\nmov.u32 %r1, 1;\n$side:"
+    ),
 }
 SAME = {
     "a parameter": "ld.param.u32 %r1, [p];",
     "a constant": "ld.const.u32 %r1, [%rd1];",
+    "what was loaded from one place": "ld.global.u32 %r1, [%rd1];",
     "the block": "mov.u32 %r2, %ctaid.x;\nmul.lo.u32 %r1, %r2, 3;",
     "the grid": "mov.u32 %r1, %nctaid.y;",
     "the block's size": "mov.u32 %r1, %ntid.x;",
 }
+WAYS = {
+    "return": "setp.eq.u32 %p1, %r1, 5;\n@%p1 ret;\nMEET // here\nret;",
+    "exit": "setp.eq.u32 %p1, %r1, 5;\n@!%p1 exit;\nMEET // here\nret;",
+    "branch": "setp.eq.u32 %p1, %r1, 5;\n@%p1 bra $out;\nMEET // here\nret;\n$out:\nret;",
+    "loop": "$top:\nMEET // here\nsetp.eq.u32 %p1, %r1, 5;\n@%p1 bra $top;\nret;",
+}
+TABLE = "brx.idx %r1, $ways;\n$in:\nMEET // here\nret;\n$out:\nret;\n$ways: .branchtargets $in, $out;"
+BARRIERS = ("bar.sync 0;", "barrier.sync 0;", "barrier.cta.red.or.pred %p3, 0, %p4;", "bar.arrive 1, 64;")
+TOGETHER = (
+    "bar.warp.sync -1;", "shfl.sync.idx.b32 %r8, %r9, 0, 31, -1;", "vote.sync.any.pred %p3, %p4, -1;",
+    "redux.sync.add.s32 %r8, %r9, -1;", "match.any.sync.b32 %r8, %r9, -1;", "elect.sync %r8|%p3, -1;",
+    "ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%r8}, [pool];",
+    "stmatrix.sync.aligned.m8n8.x1.shared.b16 [pool], {%r8};",
+    "movmatrix.sync.aligned.m8n8.trans.b16 %r8, %r9;", "mma.sync.aligned.m8n8k4.f64 {%r8}, {%r9};",
+    "wmma.store.d.sync.aligned.m16n16k16.shared.f16 [pool], {%r8};", "wgmma.fence.sync.aligned;",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("value", DIFFERS.values(), ids=DIFFERS)
-@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
-def test_threads_that_leave_before_a_barrier_are_refused(value, way):
+@pytest.mark.parametrize("way", [*WAYS.values(), TABLE], ids=[*WAYS, "table"])
+def test_threads_that_are_done_while_others_meet_are_refused(value, way):
     ptx = HEAD + entry(f"{value}\n{way}")
-    assert refusal_at("// here", ptx) == LEAVING
-    assert refused(ptx.replace("bar.sync 0;", "").replace("barrier.sync 0;", "")) == ""
-    assert refused(ptx.replace("bar.sync 0;", "bar.warp.sync -1;").replace("barrier.sync 0;", "")) == ""
+    for meeting in BARRIERS:
+        assert refusal_at("// here", ptx.replace("MEET", meeting)) == DONE
+    assert refusal_at("// here", ptx.replace("MEET", TOGETHER[0])) == DONE_IN_WARP
+    assert refused(ptx.replace("MEET", "")) == ""
+
+
+@pytest.mark.parametrize("meeting", TOGETHER)
+def test_threads_that_are_done_while_their_warp_works_together_are_refused(meeting):
+    ptx = HEAD + entry(f"{DIFFERS['the thread']}\n{WAYS['return']}")
+    assert refusal_at("// here", ptx.replace("MEET", meeting)) == DONE_IN_WARP
 
 
 @pytest.mark.parametrize("value", SAME.values(), ids=SAME)
-@pytest.mark.parametrize("way", ["return", "exit", "branch"])
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 def test_blocks_that_leave_as_one_are_elastic(value, way):
-    assert refused(HEAD + entry(f"{value}\n{WAYS[way]}")) == ""
+    for meeting in (BARRIERS[0], TOGETHER[0]):
+        assert refused(HEAD + entry(f"{value}\n{way}".replace("MEET", meeting))) == ""
 
 
-def test_a_barrier_in_a_function_counts_when_threads_leave():
-    body = f"{DIFFERS['the thread']}\nsetp.eq.u32 %p1, %r1, 5;\n@%p1 ret; // here\ncall f, ();\nret;"
-    assert refusal_at("// here", HEAD + FUNCTION.format(body="bar.sync 0;") + entry(body)) == LEAVING
+def test_threads_that_meet_again_before_the_barrier_are_elastic():
+    body = "mov.u32 %r1, %tid.x;\nsetp.eq.u32 %p1, %r1, 5;\n@%p1 bra $on;\nst.shared.u32 [pool], %r1;\n$on:\n"
+    for meeting in (*BARRIERS, *TOGETHER):
+        assert refused(HEAD + entry(f"{body}{meeting}\nret;")) == ""
+    assert refusal_at("// here", HEAD + entry(f"{body}@%p1 ret;\nbar.sync 0; // here\nret;")) == DONE
+
+
+def test_a_function_that_meets_counts_where_it_is_called():
+    body = "mov.u32 %r1, %tid.x;\nsetp.eq.u32 %p1, %r1, 5;\n@%p1 ret;\ncall f, (); // here\nret;"
+    for meeting in (BARRIERS[0], TOGETHER[0]):
+        assert refusal_at("// here", HEAD + FUNCTION.format(body=meeting) + entry(body)) == DONE
     assert refused(HEAD + FUNCTION.format(body="") + entry(body)) == ""
 
 
-def test_the_one_way_out_may_be_reached_by_threads_one_by_one():
-    body = "mov.u32 %r1, %tid.x;\nsetp.eq.u32 %p1, %r1, 5;\n@%p1 bra $on;\nst.shared.u32 [pool], %r1;\n$on:\n"
-    assert refused(HEAD + entry(body + "bar.sync 0;\nret;")) == ""
-    assert refusal_at("@%p1 bra", HEAD + entry(body + "bar.sync 0;\n@%p2 ret;")) == LEAVING
+def test_warps_that_part_as_wholes_may_still_work_together():
+    def warps(bound: int, compare: str = "lt") -> str:
+        body = f"mov.u32 %r1, %tid.x;\nsetp.{compare}.u32 %p1, %r1, {bound};\n@%p1 ret;\nMEET // here\nret;"
+        return HEAD + entry(body, directives=".maxntid 128")
+
+    for bound, compare in ((64, "lt"), (64, "ge"), (63, "le"), (63, "gt")):
+        assert refused(warps(bound, compare).replace("MEET", TOGETHER[0])) == ""
+        assert refusal_at("// here", warps(bound, compare).replace("MEET", BARRIERS[0])) == DONE
+    for bound, compare in ((63, "lt"), (48, "ge"), (64, "le"), (64, "eq")):
+        assert refusal_at("// here", warps(bound, compare).replace("MEET", TOGETHER[0])) == DONE_IN_WARP
+    # A warp is 32 threads in a row only where that is x alone.
+    unknown = warps(64).replace("MEET", TOGETHER[0]).replace(".maxntid 128", "")
+    assert refusal_at("// here", unknown) == DONE_IN_WARP
+    assert refusal_at("// here", unknown.replace("\n{", " .maxntid 64, 2\n{")) == DONE_IN_WARP
+    assert rewrite(unknown, block=(128, 1, 1)).refused == {}
+    assert DONE_IN_WARP in rewrite(unknown, block=(64, 2, 1)).refused["k"]
 
 
 def test_printing_is_no_function_that_is_not_known():
