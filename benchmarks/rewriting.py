@@ -99,7 +99,7 @@ def main() -> None:
 
     chosen, target = kernels(options.kernels)
     load = os.getloadavg()[0]
-    rewriting_s, _ = timed(lambda: [rewrite(kernel.ptx or "", [kernel.name]) for kernel in chosen])
+    rewriting_s, _ = timed(lambda: [rewrite(kernel.ptx or "", [kernel.name], block=kernel.block) for kernel in chosen])
     print(f"rewriting alone, one core: {rewriting_s:.2f} s, {1e3 * rewriting_s / len(chosen):.1f} ms a kernel")
     originals = [kernel.ptx or "" for kernel in chosen]
     rows = [{"what": "originals, only assembled"} | measure(lambda: [*assembled_texts(originals, target).values()])]

@@ -172,13 +172,15 @@ def test_cuda_kernels_are_what_their_authors_expect(name):
     program = load("cuda")[name]
     expect = program.meta["expect"]
     for kernel in program.kernels:
-        opaque = bool(rewrite(kernel.ptx, [kernel.name]).refused)
+        opaque = bool(rewrite(kernel.ptx, [kernel.name], block=kernel.block).refused)
         assert expect == "either" or opaque == (expect == "opaque")
 
 
 def test_every_kernel_of_the_zoo_is_elastic():
     kernels = {k.digest: k for name in zoo.names() for k in zoo.load(name).kernels}
-    reasons = {k.name: made.refused for k in kernels.values() if (made := rewrite(k.ptx, [k.name])).refused}
+    reasons = {
+        k.name: made.refused for k in kernels.values() if (made := rewrite(k.ptx, [k.name], block=k.block)).refused
+    }
     assert reasons == {}
 
 
@@ -193,7 +195,9 @@ def sample(kind: str) -> list[tuple[Kernel, str]]:
 @needs_ptxas
 @pytest.mark.parametrize("kind", ["cuda", "triton", "zoo"])
 def test_the_assembler_takes_every_form(kind):
-    made = [(rewrite(kernel.ptx, [kernel.name]), kernel.name, target) for kernel, target in sample(kind)]
+    made = [
+        (rewrite(kernel.ptx, [kernel.name], block=kernel.block), kernel.name, target) for kernel, target in sample(kind)
+    ]
     # A kernel that launches another one of its module needs it there under its own name.
     made = [(m, name, target) for m, name, target in made if "address of the function" not in m.refused.get(name, "")]
     done = assemble_many([(rewritten.ptx, target) for rewritten, _, target in made])
