@@ -7,6 +7,7 @@ thread's index or loaded from a place of its own, and whatever is written on onl
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -98,28 +99,31 @@ class Divergence:
         return frozenset(found)
 
     def _differing(self, flat: bool) -> list[_Branch]:
+        named = [_registers(step) for step in self.steps]
         written: dict[str, list[int]] = {}
-        for i, step in enumerate(self.steps):
-            for name in _written(step):
+        for i, (results, _) in enumerate(named):
+            for name in results:
                 written.setdefault(name, []).append(i)
+        alone = [
+            _differs(step) or any(name.startswith(_PER_THREAD) for name in sources)
+            for step, (_, sources) in zip(self.steps, named, strict=True)
+        ]
+        forks = [i for i in range(self._exit) if len(set(self._after(i))) > 1]
         differing: set[str] = set()
         branches: dict[int, _Branch] = {}
         grown = True
         while grown:
             before = len(differing), len(branches)
-            for step in self.steps:
-                sources = _read(step)
-                if _differs(step) or sources & differing or any(n.startswith(_PER_THREAD) for n in sources):
-                    differing.update(_written(step))
-            for i, step in enumerate(self.steps):
-                if i in branches or len(set(self._after(i))) < 2 or not _decides(step) & differing:
+            for own, (results, sources) in zip(alone, named, strict=True):
+                if results and (own or not differing.isdisjoint(sources)):
+                    differing.update(results)
+            for i in forks:
+                if i in branches or differing.isdisjoint(_decides(self.steps[i], named[i][1])):
                     continue
                 region = self._region(i)
-                branches[i] = _Branch(i, region, flat and self._by_warp(step, written))
+                branches[i] = _Branch(i, region, flat and self._by_warp(self.steps[i], written))
                 # What is written here by some threads, and elsewhere by others.
-                differing.update(
-                    name for j in region for name in _written(self.steps[j]) if len(written.get(name, ())) > 1
-                )
+                differing.update(name for j in region for name in named[j][0] if len(written[name]) > 1)
             grown = before != (len(differing), len(branches))
         return list(branches.values())
 
@@ -138,13 +142,13 @@ class Divergence:
         if first is None or (bound.value + first) % _WARP:
             return False
         source = written.get(index.text, [])
-        return (
-            len(source) == 1 and self.steps[source[0]].opcode[0] == "mov" and "%tid.x" in _read(self.steps[source[0]])
-        )
+        if len(source) != 1 or self.steps[source[0]].opcode[0] != "mov":
+            return False
+        return any(name.text == "%tid.x" for operand in self.steps[source[0]].operands[1:] for name in names(operand))
 
 
-def _decides(step: Instruction) -> set[str]:
-    return _read(step) if step.opcode[0] == "brx" else {step.guard.register} if step.guard else set()
+def _decides(step: Instruction, sources: set[str]) -> set[str]:
+    return sources if step.opcode[0] == "brx" else {step.guard.register} if step.guard else set()
 
 
 def _differs(step: Instruction) -> bool:
@@ -158,15 +162,27 @@ def _differs(step: Instruction) -> bool:
     return step.opcode[0] not in _PURE
 
 
-def _written(step: Instruction) -> set[str]:
-    if step.opcode[0] in _NO_RESULT or not step.operands:
-        return set()
-    return {name.text for name in names(step.operands[0]) if name.text.startswith("%")}
+# An instruction's first operand, and what follows it.
+_OPERANDS = re.compile(r"(?:@!?[%$\w]+\s+)?[\w.:]+\s+(\{[^}]*\}|\[[^\]]*\]|\([^)]*\)|[^,;]*)([^;]*)", re.ASCII).match
+_REGISTER = re.compile(r"%[\w$]+", re.ASCII).findall
 
 
-def _read(step: Instruction) -> set[str]:
-    operands = step.operands if step.opcode[0] in _NO_RESULT else step.operands[1:]
-    found = {name.text for operand in operands for name in names(operand) if name.text.startswith("%")}
-    if step.opcode[0] == "brx":
-        found |= {name.text for name in names(step.operands[0])}
-    return found | ({step.guard.register} if step.guard else set())
+def _registers(step: Instruction) -> tuple[set[str], set[str]]:
+    """The registers that an instruction writes, and those that it reads.
+
+    Taken from the text, which is many times as fast as reading the operands; not if there may be a comment.
+    """
+    text = step.text[step.start : step.end]
+    parts = None if "/" in text else _OPERANDS(text)
+    if parts is not None:
+        first, rest = set(_REGISTER(parts[1])), set(_REGISTER(parts[2]))
+    else:
+        first, rest = (
+            {found for operand in some for name in names(operand) for found in _REGISTER(name.text)[:1]}
+            for some in (step.operands[:1], step.operands[1:])
+        )
+    if step.opcode[0] in _NO_RESULT:
+        first, rest = set(), first | rest
+    elif step.opcode[0] == "brx":
+        rest = first | rest
+    return first, rest | ({step.guard.register} if step.guard else set())

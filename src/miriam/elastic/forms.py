@@ -119,6 +119,8 @@ class Entry:
     ----------
     steps
         Its instructions.
+    indices
+        Words of the block's index and of the grid that it reads.
     prefix
         Of our own registers and labels: it occurs nowhere in the entry.
     together
@@ -131,6 +133,7 @@ class Entry:
     function: Function
     body: Block
     steps: tuple[Instruction, ...]
+    indices: frozenset[str]
     prefix: str
     together: bool
     flat: bool
@@ -145,7 +148,8 @@ class Entry:
         steps = tuple(step for step in walk(function.body) if isinstance(step, Instruction))
         one = flat(function, block)
         together = not Divergence(function, flat=one).any
-        return Entry(module, function, function.body, steps, prefix, together, one)
+        indices = frozenset(name.text for step in steps for name in _indices(step))
+        return Entry(module, function, function.body, steps, indices, prefix, together, one)
 
     def finish(self, name: str, code: str) -> str:
         """The entry ``name`` with one more parameter and ``code``, which goes on behind the brace of the body."""
@@ -177,7 +181,7 @@ class Entry:
 
     def reads(self, register: str) -> bool:
         """Whether the body reads a word of the block's index or of the grid."""
-        return any(name.text == register for step in self.steps for name in _indices(step))
+        return register in self.indices
 
     @property
     def barrier(self) -> str:
