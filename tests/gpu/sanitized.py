@@ -23,22 +23,23 @@ def main() -> None:
         for name, program in load(kind).items():
             if name.endswith("-large") or Form.DIRECT not in forms_of(elastic_kernel(program.kernels[0])):
                 continue
-            instance = Instance(gpu, program)
-            instance.fill()
-            if original:
-                instance.enqueue(stream)
-            else:
-                code = ElasticCode(program)
-                for each, workers in ((1, None), (3, None), (1, 5), (2, 1)):
+            code = None if original else ElasticCode(program)
+            for each, workers in ((1, None), (3, None), (1, 5), (2, 1)):
+                instance = Instance(gpu, program)  # a new one: kernels may count on what they find
+                instance.fill()
+                if code is None:
+                    instance.enqueue(stream)
+                else:
                     elastic = ElasticInstance(gpu, instance, code, [each])
                     lane = elastic.lane(16)
                     lane.enqueue(stream, workers=workers)
                     stream.synchronize()
                     lane.close()
                     elastic.close()
+                stream.synchronize()
+                instance.close()
+            if code is not None:
                 code.close()
-            stream.synchronize()
-            instance.close()
             ran += 1
     print(f"{ran} kernels {'as they are' if original else 'in their elastic forms'}")
 

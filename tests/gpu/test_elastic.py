@@ -32,6 +32,7 @@ from miriam.program import Pointer, Program
 pytestmark = LENIENT
 
 _TIMES = 12  # a corpus program runs its kernel so often: long enough to be interrupted
+_ONCE = ("work-counter",)  # its counter would run out of the buffer
 _INFERENCES = int(os.environ.get("MIRIAM_INFERENCES", "8"))
 
 
@@ -69,7 +70,8 @@ def test_interrupted_cuda_kernels(gpu: Gpu, name: str) -> None:
 @pytest.mark.parametrize("name", _elastic("triton"))
 def test_interrupted_triton_kernels(gpu: Gpu, name: str) -> None:
     program = load("triton")[name]
-    _interrupt(gpu, replace(program, launches=program.launches * _TIMES), _INFERENCES)
+    times = 1 if name in _ONCE else _TIMES
+    _interrupt(gpu, replace(program, launches=program.launches * times), _INFERENCES)
 
 
 @pytest.mark.parametrize("name", ["resnet18-b1", "gru-b1", "cifarnet-b64"])

@@ -204,7 +204,8 @@ class Entry:
         """Code that waits for copies into and out of shared memory, which the next block will use."""
         copies = [step.opcode for step in self.steps if step.opcode[:2] == ("cp", "async")]
         code = "\tcp.async.wait_all;\n" if any("bulk" not in opcode for opcode in copies) else ""
-        return code + ("\tcp.async.bulk.wait_group 0;\n" if any("bulk" in opcode for opcode in copies) else "")
+        bulk = "\tcp.async.bulk.wait_group 0;\n\tfence.proxy.async;\n"  # by another way to memory than other accesses
+        return code + (bulk if any("bulk" in opcode for opcode in copies) else "")
 
     def looping(self, *, coherent: bool = False) -> str:
         """The body, with the logical coordinates, its ways out leading to ``$~end``.
