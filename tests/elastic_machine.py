@@ -4,7 +4,7 @@
     lane = elastic.lane()
     lane.enqueue(scheduler)              # the gate, then direct or strided launches
     scheduler.run(between=...)           # where lane.write may set the limit
-    lane.complete
+    elastic.complete
 
 A stream is a chain of launches, each of which starts when the one before has ended.
 """
@@ -48,6 +48,8 @@ __all__ = ["Elastic", "ElasticLane", "Patch", "Step", "run_original", "steps_of"
 Patch = Callable[[str], str]
 """What becomes of the text of the forms and of the gates: for tests of what their lines are good for."""
 
+_WANTED = 20  # of an inference: where ``wanted`` lies
+
 _rewritten = functools.lru_cache(maxsize=512)(rewrite)
 
 
@@ -69,7 +71,7 @@ class Step:
     @property
     def made(self) -> Rewritten:
         """Its kernel's elastic forms, or the guarded one."""
-        return _rewritten(self.text, (self.entry,))
+        return _rewritten(self.text, (self.entry,), block=self.block)
 
 
 def steps_of(program: Program, memory: Memory) -> tuple[list[Step], list[int]]:
@@ -87,11 +89,11 @@ def steps_of(program: Program, memory: Memory) -> tuple[list[Step], list[int]]:
     return steps, at
 
 
-def run_original(memory: Memory, steps: Iterable[Step], seed: int = 0) -> None:
-    """Run the launches as they are, one after the other."""
+def run_original(memory: Memory, steps: Iterable[Step], seed: int = 0, bound: int = 10_000_000) -> None:
+    """Run the launches as they are, one after the other, each in at most ``bound`` instructions."""
     for step in steps:
         launch = Machine(step.text, memory).launch(step.entry, step.grid, step.block, step.args, step.shared)
-        Scheduler(Random(seed), launch).run()
+        Scheduler(Random(seed), launch).run(steps=bound)
 
 
 class Elastic:
@@ -121,10 +123,17 @@ class Elastic:
         self.gates = Machine(patch(GATES), memory)
         machines = {text: Machine(patch(text), memory) for text in dict.fromkeys(s.made.ptx for s in steps)}
         self.machines = [machines[s.made.ptx] for s in steps]
+        self._lanes: dict[int, ElasticLane] = {}
 
     def lane(self, workers: int = 64) -> ElasticLane:
         """A lane for launches of at most so many workers."""
-        return ElasticLane(self, workers)
+        lane = ElasticLane(self, workers)
+        self._lanes[lane.address] = lane
+        return lane
+
+    def want(self, inferences: int) -> None:
+        """Say how many inferences are to be begun in all."""
+        self.memory.write(self.inference + _WANTED, inferences.to_bytes(4, "little"))
 
     @property
     def progress(self) -> Inference:
@@ -138,8 +147,15 @@ class Elastic:
 
     @property
     def complete(self) -> bool:
-        """Whether claimed passes have completed their inference."""
-        return all(done == shares for _, done, shares in self.counted)
+        """Whether the inference that began last is complete; asked while no pass is in flight."""
+        progress = self.progress
+        if progress.next >= len(self.steps):
+            return True
+        if progress.claimed:
+            _, done, shares = self.counted[-1]
+            return done == shares
+        last = self._lanes[progress.last].record
+        return last.first != MAX_LAUNCHES and last.stop == NONE
 
     @property
     def loopable(self) -> bool:
@@ -152,24 +168,18 @@ class ElasticLane:
 
     def __init__(self, elastic: Elastic, workers: int) -> None:
         self._elastic, self._memory = elastic, elastic.memory
-        self._record = self._memory.alloc(Lane().pack(), name="lane")
+        self.address = self._memory.alloc(Lane().pack(), name="lane")
         self._slots = self._memory.alloc(workers * SLOT_BYTES, name="slots")
         self._tail: Launch | None = None
 
     @property
     def record(self) -> Lane:
-        return Lane.unpack(self._memory.read(self._record, LANE_BYTES))
-
-    @property
-    def complete(self) -> bool:
-        """Whether the last pass, an exclusive one that has ended, completed its inference."""
-        record = self.record
-        return record.first != MAX_LAUNCHES and record.stop == NONE
+        return Lane.unpack(self._memory.read(self.address, LANE_BYTES))
 
     def writes(self, limit: int) -> Iterator[None]:
         """Set the limit, one copy a step: as a device does that fills memory."""
         for copy in range(COPIES):
-            self._memory.write(self._record + COPY_BYTES * copy, limit.to_bytes(4, "little"))
+            self._memory.write(self.address + COPY_BYTES * copy, limit.to_bytes(4, "little"))
             yield
 
     def write(self, limit: int) -> None:
@@ -193,7 +203,7 @@ class ElasticLane:
         """
         elastic = self._elastic
         name, threads = (EXCLUSIVE, EXCLUSIVE_THREADS) if workers is None else (CLAIMED, CLAIMED_THREADS)
-        addresses = [elastic.inference.to_bytes(8, "little"), self._record.to_bytes(8, "little")]
+        addresses = [elastic.inference.to_bytes(8, "little"), self.address.to_bytes(8, "little")]
         gate = elastic.gates.launch(name, (1, 1, 1), (threads, 1, 1), addresses)
         assert after is None or self._tail is None or self._tail.done
         self._tail = scheduler.add(gate, after or self._tail)
@@ -211,7 +221,7 @@ class ElasticLane:
             form = Form.STRIDED
         grid = {Form.STRIDED: (count, 1, 1), Form.LOOPED: (min(workers, count), 1, 1)}.get(form, step.grid)
         counter = elastic.counters + COUNTER_BYTES * i
-        told = Argument(self._record, elastic.taken[i], counter, self._slots, i, count, step.grid)
+        told = Argument(self.address, elastic.taken[i], counter, self._slots, i, count, step.grid)
         races = Races(device=False) if elastic._races else None
         return elastic.machines[i].launch(
             form.of(step.entry), grid, step.block, [*step.args, told.pack()], step.shared, slots=slots, races=races
