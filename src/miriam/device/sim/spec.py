@@ -69,7 +69,7 @@ class Spec:
     host_launch_us: float
     host_graph_us: float
     host_notice_us: float
-    elastic_overhead: float = 896 / 831
+    elastic_overhead: float = 1.02
     measured: bool = False
     notes: tuple[str, ...] = ()
 
@@ -102,10 +102,10 @@ Hopper architecture white paper. Limits of an SM: CUDA C++ Programming Guide, co
 L2: 50 MB by the white paper, the API of an H200 reports 60 MB. L2 bandwidth is not published; 9.5 TB/s
 foretells launches on 132 SMs from those on 16 about as well as anything between 7 and 10 does
 (benchmarks/wave_fit.py). Launch gap: empty kernels in a graph, from the zoo's profiles. Passing
-complete launches (72 to 91 us for 39), host costs of a launch and of a graph, the elastic overhead
-(896 against 831 us for a ResNet-18 of batch 32), and what reading 512 MB between two requests costs
-(ResNet-34 4 to 12 %, ResNet-50 1 to 7 %, MobileNetV3 12 to 18 %; the time of a first use is chosen for
-that): benchmarks/records/first-experiment.json. The time to notice is assumed (a polled event)."""
+complete launches (72 to 91 us for 39), host costs of a launch and of a graph, and what reading 512 MB
+between two requests costs (ResNet-34 4 to 12 %, ResNet-50 1 to 7 %, MobileNetV3 12 to 18 %; the time of
+a first use is chosen for that): benchmarks/records/first-experiment.json. The elastic overhead is the
+median of the zoo on the whole GPU, of programs alone (benchmarks/records/elastic-cost.json). The time to notice is assumed (a polled event)."""
 
 XAVIER = Spec(
     name="xavier",
