@@ -163,7 +163,8 @@ def elastic_cost(record: dict[str, Any]) -> str:
     return (
         "\n".join(rows)
         + f"\n\nMeasured on one {on['gpu']} (driver {on['driver']}, CUDA {on['cuda']}, {record['date']}): medians of "
-        + f"150 runs in turn, each program one CUDA graph, the gate included. All buffers equal to the bit: {'yes' if equal else 'no'}.\n"
+        + "150 runs in turn, each program one CUDA graph, the gate included. "
+        + f"All buffers equal to the bit: {'yes' if equal else 'no'}.\n"
     )
 
 
