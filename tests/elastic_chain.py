@@ -25,7 +25,7 @@ from ptx_support import entry, u32, u64
 from miriam.elastic.rewrite import Form
 from miriam.elastic.state import ALL, EPOCHS
 
-__all__ = ["Chain", "Link", "Pass", "Phase", "Scenario", "chains", "play", "scenarios"]
+__all__ = ["Chain", "Link", "Pass", "Phase", "Scenario", "play", "scenarios"]
 
 _START = """
     mov.u32 %r0, %tid.x; mov.u32 %r1, %ctaid.x; mov.u32 %r2, %ctaid.y; mov.u32 %r3, %nctaid.x; mov.u32 %r4, %ntid.x;
@@ -156,7 +156,7 @@ class _Writer:
 
     lane: ElasticLane
     ahead: deque[int] = field(default_factory=deque)
-    under_way: Iterator[None] = iter(())
+    under_way: Iterator[None] = field(default_factory=lambda: iter(()))
 
     def step(self) -> bool:
         """Write one more copy, if there is one to be written."""
@@ -234,7 +234,7 @@ def _run(elastic: Elastic, writers: list[_Writer], phase: Phase, quiet: bool) ->
 _LIMITS = st.sampled_from([0, 1, 2, 5, ALL])
 
 
-def chains(kernels: tuple[str, ...] = ("leaves", "shared")) -> st.SearchStrategy[Chain]:
+def _chains(kernels: tuple[str, ...]) -> st.SearchStrategy[Chain]:
     """Chains of two to four launches."""
     links = st.builds(
         Link, st.sampled_from(kernels), st.sampled_from([4, 7, 8, 12]), st.integers(1, 4), st.integers(1, 4)
@@ -266,7 +266,7 @@ def scenarios(
     """Scenarios whose phases are of these kinds."""
     return st.builds(
         Scenario,
-        chains(kernels),
+        _chains(kernels),
         st.lists(_phases(kinds), min_size=1, max_size=4).map(tuple),
         inferences=st.integers(1, 3),
         epoch=st.sampled_from([0, 0, EPOCHS - 1, EPOCHS]),
