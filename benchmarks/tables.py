@@ -184,8 +184,8 @@ def interruptions(record: dict[str, Any]) -> str:
     rows.append(f"| **all** | {' | '.join(cells)} | | |")
     return (
         "\n".join(rows)
-        + f"\n\nMeasured on one {record['machine']['gpu']}, {record['date']}; two programs did not come to their turn "
-        + "in the storm. With 53 to 97 moments a program its p99 is the slowest of them.\n"
+        + f"\n\nMeasured on one {record['machine']['gpu']}, {record['date']}; two programs were not "
+        + "interrupted for lack of time. With 53 to 97 moments a program its p99 is the slowest of them.\n"
     )
 
 

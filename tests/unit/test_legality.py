@@ -194,6 +194,39 @@ def test_a_loop_around_a_call_of_one_that_watches_is_refused(watch):
     assert refused(HEAD + FUNCTION.format(body=watch) + entry(CALL + "ret;")) == ""
 
 
+def test_a_barrier_that_combines_what_threads_saw_passes_it_on():
+    loop = "$top:\n{watch}\nsetp.eq.u32 %p2, %r2, 0;\n{meet}.red.or.pred %p1, 0, %p2;\n@%p1 bra $top; // here\nret;"
+    for meet in ("bar", "bar.cta", "barrier", "barrier.cta"):
+        assert refusal_at("// here", HEAD + entry(loop.format(watch=WATCHING[0], meet=meet))) == WAITING
+
+
+def test_a_table_of_branches_may_be_a_loop():
+    loop = f"$top:\n{WATCHING[0]}\nbrx.idx %r2, $ways; // here\n$out:\nret;\n$ways: .branchtargets $top, $out;"
+    assert refusal_at("// here", HEAD + entry(loop)) == WAITING
+
+
+def test_a_result_of_a_call_may_be_made_of_what_was_seen():
+    head = ".func (.param .b32 r) ready(.param .b32 a)"
+    ready = head + "\n{\n.reg .b32 %r<9>;\nld.param.b32 %r1, [a];\nst.param.b32 [r], %r1;\nret;\n}\n"
+    call = "st.param.b32 [a0], %r2;\ncall (r0), ready, (a0);\nld.param.b32 %r3, [r0];\n}"
+    call = "{ .param .b32 a0; .param .b32 r0;\n" + call
+    loop = f"$top:\n{WATCHING[0]}\n{call}\nsetp.eq.u32 %p1, %r3, 0;\n@%p1 bra $top; // here\nret;"
+    assert refusal_at("// here", HEAD + ready + entry(loop)) == WAITING
+    assert refused(HEAD + ready + entry(loop.replace(WATCHING[0], ""))) == ""
+
+
+def test_who_calls_one_that_watches_watches():
+    functions = FUNCTION.format(body=WATCHING[0]) + FUNCTION.replace("f()", "g()").format(body="call f, ();")
+    loop = "$top:\ncall g, (); // here\nsetp.eq.u32 %p1, %r1, 0;\n@%p1 bra $top;\nret;"
+    assert refusal_at("// here", HEAD + functions + entry(loop)) == WAITING
+
+
+def test_a_recursion_is_a_loop():
+    body = f"{WATCHING[0]}\nsetp.eq.u32 %p1, %r2, 0;\n@%p1 call f, ();".replace("setp", ".reg .pred %p<9>; setp")
+    assert "recursion of f" in refused(HEAD + FUNCTION.format(body=body) + entry(CALL + "ret;"))
+    assert refused(HEAD + FUNCTION.format(body=body.replace(WATCHING[0], "")) + entry(CALL + "ret;")) == ""
+
+
 def test_a_loop_in_a_function_counts():
     body = ".reg .pred %p<3>;\n" + LOOPS["around it"].format(watch=WATCHING[0])
     assert refusal_at("// here", HEAD + FUNCTION.format(body=body) + entry(CALL + "ret;")) == WAITING
@@ -318,7 +351,7 @@ def test_threads_that_are_done_while_their_warp_works_together_are_refused(meeti
 
 
 @pytest.mark.parametrize("value", SAME.values(), ids=SAME)
-@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("way", [*WAYS.values(), TABLE], ids=[*WAYS, "table"])
 def test_blocks_that_leave_as_one_are_elastic(value, way):
     for meeting in (BARRIERS[0], TOGETHER[0]):
         assert refused(HEAD + entry(f"{value}\n{way}".replace("MEET", meeting))) == ""

@@ -1,1 +1,1 @@
-"""Arithmetic of elastic kernels: what shapes a kernel may take, and how its grid is cut. Needs no GPU."""
+"""The elastic-kernel generator, and the arithmetic of elastic kernels. Needs no GPU."""

@@ -1,7 +1,7 @@
 """How much of a body may run before it is known whether the block is to run at all.
 
 The answer is a word in memory, and so are the first operands of most kernels. If both are asked for
-together, the question costs next to nothing. What runs ahead must leave no trace: arithmetic on
+together, the question costs less. What runs ahead must leave no trace: arithmetic on
 parameters and indices, loads from addresses made of these, copies into shared memory. A value that
 was loaded may be stale, since the launches before this one may be incomplete: it is not used.
 """

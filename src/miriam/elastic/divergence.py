@@ -22,7 +22,7 @@ _PURE = frozenset(
     madc max min mov mul mul24 neg not or popc prmt rcp rem rsqrt sad selp set setp shf shl shr slct sqrt sub subc
     szext testp xor""".split()
 )
-_NO_RESULT = frozenset(("st", "red", "bra", "ret", "exit", "bar", "barrier", "membar", "fence"))
+_NO_RESULT = frozenset(("st", "red", "bra", "brx", "ret", "exit", "bar", "barrier", "membar", "fence"))
 _WARP = 32
 
 

@@ -135,5 +135,3 @@ class Flow:
                         if len(part) > 1 or at in self.after[at]:
                             found.append([self.steps[i] for i in sorted(part)])
         return found
-
-

@@ -28,8 +28,8 @@ __all__ = ["WAIT", "Entry", "direct", "guarded", "looped", "strided"]
 WAIT = "griddepcontrol.wait"
 """With it a form waits by itself for the kernel in front of it (programmatic dependent launch).
 
-So it may be brought to the SMs while the one before is still writing back its memory, which saves
-more than the forms cost. From sm_90 on.
+So it may be brought to the SMs while the one before is still writing back its memory, which makes up
+for what the form costs where launches are short. From sm_90 on.
 """
 
 _REGISTERS = """	.reg .pred %~p, %~out;

@@ -4,8 +4,8 @@ A gate looks at how the last pass ended, finds the first launch that is not comp
 next inference if there is nothing left of this one, and takes over the lane's limit as the width
 of the pass. Entries, each with the addresses of the inference and the lane:
 
-* ``miriam_gate_exclusive``, one block of ``EXCLUSIVE_THREADS``: for passes of direct launches. No other lane may have a
-  pass of this inference in flight.
+* ``miriam_gate_exclusive``, one block of ``EXCLUSIVE_THREADS``: for passes of direct, strided and
+  guarded launches. No other lane may have a pass of this inference in flight.
 * ``miriam_gate_claimed``, one block of ``CLAIMED_THREADS``: for passes of looped launches. Other
   lanes may have claimed passes of the same inference in flight, but no exclusive one, and the gate
   that begins an inference or follows an exclusive pass must come before those of the other lanes:

@@ -114,7 +114,13 @@ def _reasons(module: Module, entry: Function, block: tuple[int, int, int] | None
             if _watches(step) or _fences(step):
                 waiting.add(function.name)
     bodies = [f for name, f in functions.items() if f is not None and name in seen]
+    calls = {f.name: {_callee(s, functions) for s in _steps(f) if s.opcode[0] == "call"} for f in bodies}
+    known = 0
+    while known < len(waiting):  # who calls one that watches, watches
+        known = len(waiting)
+        waiting |= {name for name, called in calls.items() if called & waiting}
     if waiting:
+        yield from _recursions(calls, waiting)
         for function in bodies:
             yield from _waits(module, function, waiting, functions)
     yield from _mbarriers(bodies)
@@ -238,7 +244,7 @@ def _waits(
                 if tainted & (set(_read(step)) | ({step.guard.register} if step.guard else set())):
                     passed = passed or step.opcode[0] in _STORES
                     tainted.update(_written(step))
-                elif passed and step.opcode[0] in _LOADS and not {"param", "const"} & set(step.opcode):
+                elif passed and step.opcode[0] in _LOADS and not _given(step, function):
                     tainted.update(_written(step))
             grown = before != (len(tainted), passed)
         for step in loop:
@@ -248,8 +254,27 @@ def _waits(
                 yield f"line {module.line(step.start)}: it may wait in a loop for what other blocks write"
 
 
+def _given(step: Instruction, function: Function) -> bool:
+    """Whether it loads a constant, or a parameter of its own function; others are results of calls."""
+    own = {declared.name for parameter in function.parameters for declared in parameter.names}
+    return "const" in step.opcode or ("param" in step.opcode and bool(own & set(_names(step.operands[1:]))))
+
+
 _STORES = frozenset(("st", "stmatrix", "atom", "red", "call", "cp"))
 _LOADS = frozenset(("ld", "ldu", "ldmatrix", "atom", "call"))
+
+
+def _recursions(calls: dict[str, set[str | None]], waiting: set[str]) -> Iterator[str]:
+    # A function that calls itself is a loop, too.
+    for name in sorted(waiting & calls.keys()):
+        reached: set[str] = set()
+        pending = [name]
+        while pending:
+            fresh = {called for called in calls.get(pending.pop(), ()) if called is not None} - reached
+            reached |= fresh
+            pending += fresh
+        if name in reached:
+            yield f"it may wait in a recursion of {name} for what other blocks write"
 
 
 def _swaps(step: Instruction, loop: Sequence[Instruction]) -> bool:
@@ -270,7 +295,9 @@ def _swaps(step: Instruction, loop: Sequence[Instruction]) -> bool:
 
 def _written(step: Instruction) -> list[str]:
     head = step.opcode[0]
-    if head in ("st", "red", "bra", "ret", "exit", "bar", "membar", "fence") or not step.operands:
+    if head in ("st", "red", "bra", "brx", "ret", "exit", "membar", "fence") or not step.operands:
+        return []
+    if head == "bar" and "red" not in step.opcode:
         return []
     return [name for name in _names(step.operands[:1]) if name.startswith("%")]
 

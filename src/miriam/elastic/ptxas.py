@@ -147,6 +147,8 @@ def assemble(ptx: str, target: str, *, options: Sequence[str] = (), ptxas: Path 
         said = (done.stdout + done.stderr).replace(str(source), "kernel.ptx")
         if done.returncode:
             raise ProgramError(_refusal(said, target, tool))
+        if not cubin.exists():
+            raise CompileError(f"{tool} wrote no code; is it ptxas? {_WAY_OUT}")
         return _read(said, cubin.read_bytes())
 
 

@@ -2,7 +2,7 @@
 
 Every form takes the parameters of the original and one more behind them (:class:`state.Argument`):
 it works for any PTX, whatever its other parameters are, and lies in constant memory, where a word
-costs nothing. Nothing else changes for the body: its shared memory stays where it was, a logical
+costs little. Nothing else changes for the body: its shared memory stays where it was, a logical
 block is never split, and its arithmetic is never reordered.
 
 ``direct``
@@ -21,7 +21,7 @@ block is never split, and its arithmetic is never reordered.
     paused inference goes on.
 
 What a worker has to know is read again from memory between two shares, and not kept in registers or
-shared memory while the body runs. That is what keeps the occupancy of the original.
+shared memory while the body runs. For most kernels that keeps the occupancy of the original.
 """
 
 from __future__ import annotations
@@ -116,19 +116,19 @@ def rewrite(
         if name not in there:
             has = f"it has {', '.join(there)}" if there else "it has none"
             raise ProgramError(f"there is no entry {name!r} in {module.name}: {has}")
-    refused: dict[str, str] = {}
-    made: dict[str, tuple[Form, ...]] = {}
+    reasons = {name: refusal(module, there[name], block) for name in chosen}
+    refused = {name: reason for name, reason in reasons.items() if reason}
+    made = {name: (Form.GUARDED,) if name in refused else kinds for name in there if name in reasons}
+    launching = [module.text[there[name].start : there[name].end] for name in refused]
     edits: list[tuple[int, int, str]] = []
     for item in module.items:
         if isinstance(item, Function) and item.kind == "entry":
-            texts = []
-            if item.name in chosen and item.body is not None:
-                if reason := refusal(module, item, block):
-                    refused[item.name] = reason
-                made[item.name] = (Form.GUARDED,) if reason else kinds
+            if item.name in made and item.body is not None:
                 entry = forms.Entry.of(module, item, block)
                 texts = [_CODE[form](entry, form.of(item.name)) for form in made[item.name]]
-            edits.append((item.start, item.end, "\n".join(texts)))
+                edits.append((item.start, item.end, "\n".join(texts)))
+            elif not any(item.name in text for text in launching):
+                edits.append((item.start, item.end, ""))
         elif isinstance(item, Directive) and item.name == ".section":
             edits.append((item.start, item.end, ""))  # debug information of entries that are no more
     return Rewritten(module.edit(edits), refused, made)

@@ -12,7 +12,7 @@ from miriam.elastic.forms import WAIT
 from miriam.elastic.gate import CLAIMED, CLAIMED_THREADS, EXCLUSIVE, EXCLUSIVE_THREADS, GATES
 from miriam.elastic.generator import assembled, forms_of, make_elastic
 from miriam.elastic.memory import COPY, FILL, MEMORY, MEMORY_THREADS, memory_grid
-from miriam.elastic.ptxas import Assembled
+from miriam.elastic.ptxas import Assembled, find_ptxas
 from miriam.elastic.rewrite import ELASTIC, Form, rewrite
 from miriam.elastic.state import (
     ALL,
@@ -56,8 +56,13 @@ class ElasticCode:
         self._modules: dict[str, Module] = {}
         self._spilled: set[str] = set()
         self._own: list[Module] = []
+        texts = [kernel.elastic or "" for kernel in kernels.values()]
+        ready = assembled(kernels.values(), program.target) if find_ptxas() else texts  # the driver assembles, too
         try:
-            for kernel, code in zip(kernels.values(), assembled(kernels.values(), program.target), strict=True):
+            for kernel, code in zip(kernels.values(), ready, strict=True):
+                if isinstance(code, str):
+                    self._modules[kernel.digest] = Module(code.encode() + b"\0")
+                    continue
                 if not isinstance(code, Assembled):
                     raise DeviceError(f"the elastic form of {kernel.name} cannot be assembled: {code}")
                 self._modules[kernel.digest] = Module(code.cubin)
@@ -237,7 +242,7 @@ class ElasticLane:
             Of each launch, for a pass of looped launches that other lanes may share; None for an
             exclusive pass, at full width.
         launches
-            Some of them, in order; what comes behind one that is left out is wrong.
+            Some of them, in order; those behind one that is left out compute with what was not made.
 
         Raises
         ------

@@ -105,7 +105,8 @@ foretells launches on 132 SMs from those on 16 about as well as anything between
 complete launches (72 to 91 us for 39), host costs of a launch and of a graph, and what reading 512 MB
 between two requests costs (ResNet-34 4 to 12 %, ResNet-50 1 to 7 %, MobileNetV3 12 to 18 %; the time of
 a first use is chosen for that): benchmarks/records/first-experiment.json. The elastic overhead is the
-median of the zoo on the whole GPU, of programs alone (benchmarks/records/elastic-cost.json). The time to notice is assumed (a polled event)."""
+median of the zoo on the whole GPU, of programs alone (benchmarks/records/elastic-cost.json). The time
+to notice is assumed (a polled event)."""
 
 XAVIER = Spec(
     name="xavier",
