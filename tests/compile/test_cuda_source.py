@@ -165,3 +165,9 @@ def test_bindings_without_their_library(monkeypatch):
     monkeypatch.setattr(nvrtc, "nvrtcVersion", missing)
     with pytest.raises(CompileError, match="nvidia-cuda-nvrtc"):
         compile_source("")
+
+
+def test_the_compiler_writes_into_nothing_of_pythons():
+    compile_source(SOURCE, target="sm_90a")
+    assert bytes([32]) == b"\x20"
+    assert b"a b".split(b" ") == [b"a", b"b"]

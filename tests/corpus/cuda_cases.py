@@ -295,7 +295,8 @@ def barriers_in_a_function(numbers: Numbers, large: bool) -> Case:
     for turn in range(3):
         more = (y @ np.arange(1, 33)) % 1009
         y = np.where(turn <= np.arange(len(x))[:, None] % 3, y + more[:, None], y)
-    return Case("geometry.cu", len(x), 32, {"x": x, "y": Out(y.astype(np.int32))})
+    arguments = {"x": x, "y": Out(y.astype(np.int32))}
+    return Case("geometry.cu", len(x), 32, arguments, doubtful="its threads meet in a function")
 
 
 @case(large=False)

@@ -304,7 +304,7 @@ def test_what_only_runs_whole_ignores_workers_and_waits_for_a_pause_to_end() -> 
             yield commands.pop(min(commands))
 
     policy = Scripted([0], decide)
-    device, _ = _ticking("sim:h200/8", constant(mixed, residency=8), policy, [85.0, 300.0], (Task("mixed", mixed), 0.0))
+    device, _ = _ticking("sim:h200/8", constant(mixed, residency=8), policy, [80.0, 300.0], (Task("mixed", mixed), 0.0))
     elastic, whole = device.usage().spans
     # It was launched again and passed the first launch, which was complete.
     assert whole.begin_us == pytest.approx(300 + LAUNCH_US + device.spec.skip_us + GAP_US)

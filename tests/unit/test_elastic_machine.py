@@ -178,6 +178,23 @@ def test_kernels_by_hand(name: str, grid: Dim, block: Dim, way: Way, seed: int) 
     assert memory.image()[: len(wanted)] == wanted
 
 
+@pytest.mark.parametrize("grid", GRIDS)
+@settings(max_examples=20)
+@given(way=st.sampled_from(WAYS), seed=SEEDS, axes=st.sampled_from(["x", "y", "z", "xz"]))
+def test_axes_that_the_body_does_not_read(grid: Dim, way: Way, seed: int, axes: str) -> None:
+    number = "mov.u32 %r1, 0;" + "".join(f"mov.u32 %r2, %ctaid.{a}; mad.lo.u32 %r1, %r1, 8, %r2;" for a in axes)
+    count = "ld.param.u64 %d11, [p1]; mad.wide.u32 %d1, %r1, 4, %d11; red.global.add.u32 [%d1], 1;"
+    memory = Memory()
+    args = (u64(memory.alloc(16)), u64(memory.alloc(bytes(4 * 64))))
+    step = Step(entry(number + count), "k", grid, (32, 1, 1), args)
+    run_original(memory, [step], seed)
+    wanted = memory.image()
+    memory = Memory()
+    args = (u64(memory.alloc(16)), u64(memory.alloc(bytes(4 * 64))))
+    run(memory, [Step(entry(number + count), "k", grid, (32, 1, 1), args)], way, seed)
+    assert memory.image()[: len(wanted)] == wanted
+
+
 # Copies and fills.
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from miriam.elastic.flow import Flow
-from miriam.elastic.ptx import Function, Instruction, Name, Number, names
+from miriam.elastic.ptx import Function, Instruction, Name, Number, Variable, names, walk
 
 __all__ = ["Divergence"]
 
@@ -44,13 +44,17 @@ class Divergence:
         Its instructions in the order of the text.
     """
 
-    __slots__ = ("_branches", "_exit", "_flow", "_meeting", "steps")
+    __slots__ = ("_branches", "_exit", "_flow", "_guarded", "_meeting", "_private", "steps")
 
     def __init__(self, function: Function, *, flat: bool) -> None:
         self._flow = Flow(function)
         self.steps = self._flow.steps
         self._exit = len(self.steps)
         self._meeting: list[int] = []
+        assert function.body is not None
+        # A generic address may then be that of a thread's own memory.
+        self._private = any(isinstance(s, Variable) and s.space == "local" for s in walk(function.body))
+        self._guarded: list[tuple[int, bool]] = []
         self._branches = self._differing(flat)
 
     @property
@@ -64,11 +68,12 @@ class Divergence:
         for branch in self._branches:
             if not (within_warps and branch.by_warp):
                 seen |= branch.region
+        seen.update(i for i, by_warp in self._guarded if not (within_warps and by_warp))
         return (self.steps[i] for i in sorted(seen))
 
     def _after(self, i: int) -> tuple[int, ...]:
         after = self._flow.after[i]
-        leaves = self.steps[i].opcode[0] in ("ret", "exit", "trap") or not after
+        leaves = self.steps[i].opcode[0] in ("ret", "exit", "trap")
         return (*after, self._exit) if leaves else after
 
     def _post_dominators(self) -> list[int]:
@@ -105,7 +110,7 @@ class Divergence:
             for name in results:
                 written.setdefault(name, []).append(i)
         alone = [
-            _differs(step) or any(name.startswith(_PER_THREAD) for name in sources)
+            _differs(step, private=self._private) or any(name.startswith(_PER_THREAD) for name in sources)
             for step, (_, sources) in zip(self.steps, named, strict=True)
         ]
         forks = [i for i in range(self._exit) if len(set(self._after(i))) > 1]
@@ -125,6 +130,11 @@ class Divergence:
                 # What is written here by some threads, and elsewhere by others.
                 differing.update(name for j in region for name in named[j][0] if len(written[name]) > 1)
             grown = before != (len(differing), len(branches))
+        self._guarded = [
+            (i, flat and self._by_warp(step, written))
+            for i, step in enumerate(self.steps)
+            if step.guard is not None and step.guard.register in differing
+        ]
         return list(branches.values())
 
     def _by_warp(self, branch: Instruction, written: dict[str, list[int]]) -> bool:
@@ -151,20 +161,25 @@ def _decides(step: Instruction, sources: set[str]) -> set[str]:
     return sources if step.opcode[0] == "brx" else {step.guard.register} if step.guard else set()
 
 
-def _differs(step: Instruction) -> bool:
+_OWN = frozenset(("local", "volatile", "relaxed", "acquire", "mmio"))
+_SPACES = ("global", "shared", "param", "const")
+
+
+def _differs(step: Instruction, *, private: bool) -> bool:
     """Whether what it writes may differ between threads that read the same.
 
     Threads that load from one place find one value there: if another thread could write it meanwhile,
     the kernel would have a race. Places of a thread's own, and loads that watch for writes, are different.
     """
-    if step.opcode[0] == "ld":
-        return bool({"local", "volatile", "relaxed", "acquire", "mmio"} & set(step.opcode))
-    return step.opcode[0] not in _PURE
+    head, parts = step.opcode[0], set(step.opcode)
+    if head == "ld":
+        return bool(_OWN & parts) or (private and not any(part.startswith(_SPACES) for part in parts))
+    return head not in _PURE or "cc" in parts or head in ("addc", "subc", "madc")  # the carry is a register, too
 
 
 # An instruction's first operand, and what follows it.
 _OPERANDS = re.compile(r"(?:@!?[%$\w]+\s+)?[\w.:]+\s+(\{[^}]*\}|\[[^\]]*\]|\([^)]*\)|[^,;]*)([^;]*)", re.ASCII).match
-_REGISTER = re.compile(r"%[\w$]+", re.ASCII).findall
+_REGISTER = re.compile(r"[%$A-Za-z_][\w$]*", re.ASCII).findall  # any name: registers need no mark
 
 
 def _registers(step: Instruction) -> tuple[set[str], set[str]]:

@@ -43,8 +43,8 @@ class Flow:
     steps
         Its instructions in the order of the text.
     after
-        For each of them the instructions that may come next, by number. A branch whose target is
-        not known may lead anywhere.
+        For each of them the instructions that may come next, by number; the number behind the last
+        is the end of the function. A branch whose target is not known may lead anywhere.
     """
 
     __slots__ = ("after", "steps")
@@ -63,7 +63,6 @@ class Flow:
         for statement in block.statements:
             if isinstance(statement, Label):
                 scope.labels[statement.name] = len(self.steps)
-
             elif isinstance(statement, Block):
                 self._collect(statement, scope, scopes)
             elif isinstance(statement, Instruction):
@@ -77,9 +76,8 @@ class Flow:
 
     def _next(self, i: int, step: Instruction, scope: _Scope) -> Iterator[int]:
         head = step.opcode[0]
-        last = len(self.steps) - 1
         leaves = head in ("ret", "exit", "trap")
-        if i < last and (step.guard is not None or not (leaves or head in ("bra", "brx"))):
+        if step.guard is not None or not (leaves or head in ("bra", "brx")):
             yield i + 1
         if head == "bra":
             yield from self._targets([o.text for o in step.operands if isinstance(o, Name)], scope)
@@ -93,7 +91,7 @@ class Flow:
         if not at or None in at:
             yield from range(len(self.steps))
             return
-        yield from (target for target in at if target is not None and target < len(self.steps))
+        yield from (target for target in at if target is not None)
 
     def loops(self) -> list[list[Instruction]]:
         """The strongly connected parts that hold a cycle (Tarjan, without recursion)."""
@@ -112,6 +110,8 @@ class Flow:
             while work:
                 at, following = work[-1]
                 for to in following:
+                    if to == len(self.steps):
+                        continue
                     if to not in index:
                         index[to] = low[to] = len(index)
                         stack.append(to)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from miriam.elastic.ahead import ahead
 from miriam.elastic.divergence import Divergence
-from miriam.elastic.legality import flat
+from miriam.elastic.legality import flat, target_from
 from miriam.elastic.ptx import Block, Function, Instruction, Module, Name, names, walk
 from miriam.elastic.state import (
     ALL,
@@ -127,6 +127,8 @@ class Entry:
         Whether the threads of a block all go the same way.
     flat
         Whether the block is known to have one dimension.
+    axes
+        Axes along which the grid may extend, whether the body reads them or not.
     """
 
     module: Module
@@ -137,9 +139,10 @@ class Entry:
     prefix: str
     together: bool
     flat: bool
+    axes: str
 
     @staticmethod
-    def of(module: Module, function: Function, block: tuple[int, int, int] | None = None) -> Entry:
+    def of(module: Module, function: Function, block: tuple[int, int, int] | None, axes: str) -> Entry:
         """Give what the forms need to know of ``function``."""
         assert function.body is not None
         prefix, text = "miriam", module.text[function.start : function.end]
@@ -149,12 +152,12 @@ class Entry:
         one = flat(function, block)
         together = not Divergence(function, flat=one).any
         indices = frozenset(name.text for step in steps for name in _indices(step))
-        return Entry(module, function, function.body, steps, indices, prefix, together, one)
+        return Entry(module, function, function.body, steps, indices, prefix, together, one, axes)
 
     def finish(self, name: str, code: str) -> str:
         """The entry ``name`` with one more parameter and ``code``, which goes on behind the brace of the body."""
-        digits = "".join(c for c in self.module.target.removeprefix("sm_") if c.isdigit())
-        wait = f"\t{WAIT};\n" if self.module.version >= (7, 8) and int(digits) >= 90 else ""
+        hopper = self.module.version >= (7, 8) and target_from(self.module, 90)
+        wait = f"\t{WAIT};\n" if hopper else ""
         function, at = self.function, self.function.parameters_end
         argument = f".param .align {ARGUMENT_ALIGN} .b8 ~[{ARGUMENT_BYTES}]"
         argument = f"{', ' if function.parameters else ''}{argument}" if function.has_list else f"({argument})"
@@ -226,20 +229,31 @@ class Entry:
         return self.spliced(self.body.start + 1, self.body.end - 1, edits)
 
     def coordinates(self) -> str:
-        """Code for the coordinates of logical block ``%~block``, and for the grid; only what the body reads."""
-        code = ""
+        """Code for the coordinates of logical block ``%~block``, and for the grid; only what is needed."""
         planes = self.reads("%ctaid.z")
         rows = planes or self.reads("%ctaid.y")
-        sizes = {axis for axis in "xyz" if self.reads(f"%nctaid.{axis}")} | set("xy" if planes else "x" if rows else "")
-        for axis, at in zip("xyz", (44, 48, 52), strict=True):
-            if axis in sizes:
-                code += f"\tld.param.u32 %~nctaid_{axis}, [~+{at}];\n"
-        if not rows:
+        sizes = {axis for axis in "xyz" if self.reads(f"%nctaid.{axis}")}
+        sizes |= set() if self.line and not rows else {"x"}
+        sizes |= {"y"} if rows and "z" in self.axes else set()
+        code = "".join(f"\tld.param.u32 %~nctaid_{axis}, [~+{at}];\n" for axis, at in _GRID.items() if axis in sizes)
+        if self.line and not rows:
             return code + "\tmov.u32 %~ctaid_x, %~block;\n"
-        code += "\trem.u32 %~ctaid_x, %~block, %~nctaid_x;\n\tdiv.u32 %~ctaid_y, %~block, %~nctaid_x;\n"
-        if not planes:
+        code += "\trem.u32 %~ctaid_x, %~block, %~nctaid_x;\n"
+        if not rows:
             return code
-        return code + "\tdiv.u32 %~ctaid_z, %~ctaid_y, %~nctaid_y;\n\trem.u32 %~ctaid_y, %~ctaid_y, %~nctaid_y;\n"
+        code += "\tdiv.u32 %~ctaid_y, %~block, %~nctaid_x;\n"
+        if "z" not in self.axes:
+            return code + ("\tmov.u32 %~ctaid_z, 0;\n" if planes else "")
+        code += "\tdiv.u32 %~ctaid_z, %~ctaid_y, %~nctaid_y;\n" if planes else ""
+        return code + "\trem.u32 %~ctaid_y, %~ctaid_y, %~nctaid_y;\n"
+
+    @property
+    def line(self) -> bool:
+        """Whether the grid extends along x alone."""
+        return self.axes == "x"
+
+
+_GRID = {"x": 44, "y": 48, "z": 52}  # where the argument has the logical grid
 
 
 _COORDINATES = f"\t.reg .b32 {', '.join(f'%~{word}_{axis}' for word in ('ctaid', 'nctaid') for axis in 'xyz')};\n"
@@ -264,8 +278,7 @@ def direct(entry: Entry, name: str) -> str:
     """One worker for each block. What can be computed and loaded before the answer is there, is."""
     cut = ahead(entry.body)
     before = entry.spliced(entry.body.start + 1, cut, [])
-    one = not (entry.reads("%ctaid.y") or entry.reads("%ctaid.z"))
-    linear = "\tmov.u32 %~a, %ctaid.x;\n" if one else _LINEAR
+    linear = "\tmov.u32 %~a, %ctaid.x;\n" if entry.line else _LINEAR
     waits = "\tcp.async.wait_all;\n" if "cp.async" in before else ""
     load = _LOAD.replace("\tld.relaxed", "\t@!%~p ld.relaxed") + _NOW
     code = f"""	.reg .pred %~leave;

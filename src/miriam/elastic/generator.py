@@ -45,7 +45,11 @@ def _header() -> str:
 
 
 def rewritten(
-    ptx: str | Module, entries: Iterable[str] | None = None, *, block: tuple[int, int, int] | None = None
+    ptx: str | Module,
+    entries: Iterable[str] | None = None,
+    *,
+    block: tuple[int, int, int] | None = None,
+    axes: str = "xyz",
 ) -> Rewritten:
     """Do what :func:`miriam.elastic.rewrite.rewrite` does, or find what it did before.
 
@@ -59,18 +63,18 @@ def rewritten(
         An entry is not there.
     """
     wanted = None if entries is None else list(entries)
-    key = ("rewritten", VERSION, str(ptx), repr(wanted), repr(block))
+    key = ("rewritten", VERSION, str(ptx), repr(wanted), repr(block), axes)
     if (data := cache.kept(*key)) is not None:
         said, text = _unpack(data)
         return Rewritten(text.decode(), said["refused"], {n: tuple(map(Form, f)) for n, f in said["forms"].items()})
-    made = rewrite(ptx, wanted, block=block)
+    made = rewrite(ptx, wanted, block=block, axes=axes)
     made = replace(made, ptx=_header() + made.ptx)
     cache.keep(_pack({"refused": made.refused, "forms": made.forms}, made.ptx.encode()), *key)
     return made
 
 
-def elastic_kernel(kernel: Kernel) -> Kernel:
-    """The kernel with its elastic forms.
+def elastic_kernel(kernel: Kernel, axes: str = "xyz") -> Kernel:
+    """The kernel with its elastic forms, for grids that extend along some axes.
 
     One that may not be elastic gets its guarded form and is opaque from then on, with the reason. One
     without PTX, or opaque by itself, stays what it is, and so does one that has the forms of this version.
@@ -78,7 +82,7 @@ def elastic_kernel(kernel: Kernel) -> Kernel:
     if kernel.ptx is None or (kernel.elastic or "").startswith(_header()) or (kernel.opaque and kernel.elastic is None):
         return kernel
     try:
-        made = rewritten(kernel.ptx, [kernel.name], block=kernel.block)
+        made = rewritten(kernel.ptx, [kernel.name], block=kernel.block, axes=axes)
     except (PtxError, ProgramError) as error:
         return replace(kernel, elastic=None, opaque=f"its PTX cannot be rewritten: {error}")
     return replace(kernel, elastic=made.ptx, opaque=made.refused.get(kernel.name, ""))
@@ -98,9 +102,16 @@ def make_elastic(program: Program, *, progress: Progress = silent) -> Program:
     here: whoever runs the program brings it.
     """
     kernels = []
+    extents: dict[str, tuple[int, ...]] = {}  # equal kernels share their forms
+    for step in program.launches:
+        digest = program.kernels[step.kernel].digest
+        extents[digest] = tuple(map(max, extents.get(digest, (1, 1, 1)), step.grid))
     for i, kernel in enumerate(program.kernels):
         progress("rewriting", i, len(program.kernels))
-        kernels.append(elastic_kernel(kernel))
+        axes = "".join(
+            a for a, n in zip("xyz", extents.get(kernel.digest, (2, 2, 2)), strict=True) if n > 1 or a == "x"
+        )
+        kernels.append(elastic_kernel(kernel, axes))
     progress("rewriting", len(kernels), len(kernels))
     return replace(program, kernels=tuple(kernels))
 

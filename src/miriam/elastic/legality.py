@@ -16,7 +16,7 @@ from miriam.elastic.divergence import Divergence
 from miriam.elastic.flow import Flow
 from miriam.elastic.ptx import Function, Instruction, Module, Name, Operand, Variable, names, walk
 
-__all__ = ["flat", "refusal"]
+__all__ = ["flat", "refusal", "target_from"]
 
 _PARAMETER_LIMIT_BYTES = 4096  # PTX ISA, 5.1.6.1: "4,352 ... 32,764 for PTX 8.1 on"; the smaller one holds everywhere
 _STATE_BYTES = 64
@@ -72,7 +72,7 @@ def refusal(module: Module, entry: Function, block: tuple[int, int, int] | None 
 def _reasons(module: Module, entry: Function, block: tuple[int, int, int] | None) -> Iterator[str]:
     if module.address_size != 64:
         yield f"its addresses have {module.address_size} bits"
-    if module.version < (6, 0) or not _target_from(module, 70):
+    if module.version < (6, 0) or not target_from(module, 70):
         yield f"it is PTX {'.'.join(map(str, module.version))} for {module.target}: 6.0 and sm_70 are the least"
     for directive in entry.directives:
         if directive.name in _CLUSTERS:
@@ -124,10 +124,11 @@ def _reasons(module: Module, entry: Function, block: tuple[int, int, int] | None
         for function in bodies:
             yield from _waits(module, function, waiting, functions)
     yield from _mbarriers(bodies)
-    yield from _leaves(module, entry, bodies, block)
+    yield from _leaves(module, entry, block)
 
 
-def _target_from(module: Module, least: int) -> bool:
+def target_from(module: Module, least: int) -> bool:
+    """Whether ``module`` is for an architecture from ``sm_<least>`` on."""
     digits = "".join(c for c in module.target.removeprefix("sm_") if c.isdigit()) if module.target else ""
     return bool(digits) and int(digits) >= least
 
@@ -185,6 +186,10 @@ def _opcode_reasons(head: str, parts: Sequence[str], inner: bool) -> Iterator[st
         yield "it uses distributed shared memory"
     if head == "exit" and inner:
         yield "a function that it calls ends the kernel"
+    if inner and (_meets(head, parts) or head in _WARPWIDE):
+        yield "the threads of a block meet in a function that it calls"
+    if inner and head == "ld" and "nc" in parts:
+        yield "a function that it calls loads by the way for what is never written"
 
 
 def _registers(step: Instruction, inner: bool) -> Iterator[str]:
@@ -285,7 +290,12 @@ def _swaps(step: Instruction, loop: Sequence[Instruction]) -> bool:
     if not (isinstance(got, Name) and isinstance(wanted, Name)):
         return False
     # What it wants has to be what it last saw: a wish that never changes waits for somebody to fulfil it.
-    if not any(wanted.text in _written(s) for s in loop):
+    seen, before = {got.text}, 0
+    while before < len(seen):
+        before = len(seen)
+        seen.update(name for s in loop if seen & set(_read(s)) for name in _written(s))
+    wishes = [s for s in loop if wanted.text in _written(s)]
+    if not wishes or not all(s.opcode[0] == "ld" or seen & set(_read(s)) for s in wishes):
         return False
     compared = [s for s in loop if s.opcode[0] == "setp" and got.text in _read(s)]
     return bool(compared) and all(
@@ -299,12 +309,12 @@ def _written(step: Instruction) -> list[str]:
         return []
     if head == "bar" and "red" not in step.opcode:
         return []
-    return [name for name in _names(step.operands[:1]) if name.startswith("%")]
+    return list(_names(step.operands[:1]))
 
 
 def _read(step: Instruction) -> list[str]:
     first = 0 if not _written(step) else 1
-    return [name for name in _names(step.operands[first:]) if name.startswith("%")]
+    return list(_names(step.operands[first:]))
 
 
 def _steps(function: Function) -> Iterator[Instruction]:
@@ -315,24 +325,21 @@ def _steps(function: Function) -> Iterator[Instruction]:
 def _mbarriers(bodies: Sequence[Function]) -> Iterator[str]:
     # The next block of the worker would initialise them while they are still in use: undefined.
     sites = [step.opcode[1] for f in bodies for step in _steps(f) if step.opcode[0] == "mbarrier"]
-    if "init" in sites and "inval" not in sites:
+    if sites.count("init") > sites.count("inval"):
         yield "it leaves mbarriers behind in shared memory"
 
 
-def _leaves(
-    module: Module, entry: Function, bodies: Sequence[Function], block: tuple[int, int, int] | None
-) -> Iterator[str]:
+def _leaves(module: Module, entry: Function, block: tuple[int, int, int] | None) -> Iterator[str]:
     """Threads that are done while others of their block, or of their warp, still meet.
 
     A thread that has left is not waited for, but in a worker it is only at the end of its block: it
     would be counted at the wrong barrier, or waited for for ever.
     """
-    inner = any(_barrier(step) or _warpwide(step) for f in bodies if f is not entry for step in _steps(f))
-    if not inner and not any(_barrier(step) or _warpwide(step) for step in _steps(entry)):
+    if not any(_barrier(step) or _warpwide(step) for step in _steps(entry)):
         return
     ways = Divergence(entry, flat=flat(entry, block))
     for step in ways.apart(within_warps=False):
-        if _barrier(step) or (inner and step.opcode[0] == "call"):
+        if _barrier(step):
             yield f"line {module.line(step.start)}: some threads of a block may be done while others meet at a barrier"
     for step in ways.apart(within_warps=True):
         if _warpwide(step):
@@ -345,7 +352,11 @@ _WARPWIDE = frozenset(
 
 
 def _barrier(step: Instruction) -> bool:
-    return step.opcode[0] in ("bar", "barrier") and "warp" not in step.opcode
+    return _meets(step.opcode[0], step.opcode[1:])
+
+
+def _meets(head: str, parts: Sequence[str]) -> bool:
+    return head in ("bar", "barrier") and "warp" not in parts
 
 
 def _warpwide(step: Instruction) -> bool:
@@ -357,7 +368,6 @@ def flat(entry: Function, block: tuple[int, int, int] | None) -> bool:
     if block is not None:
         return block[1] == block[2] == 1
     for directive in entry.directives:
-        if directive.name in (".reqntid", ".maxntid"):
-            extents = [int(word) for word in directive.rest.replace(",", " ").split()]
-            return all(extent == 1 for extent in extents[1:])
+        if directive.name == ".reqntid":  # .maxntid only bounds their product
+            return all(word.strip() in ("1", "0x1") for word in directive.rest.split(",")[1:])
     return False

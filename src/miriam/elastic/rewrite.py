@@ -87,6 +87,7 @@ def rewrite(
     wanted: Iterable[Form] = ELASTIC,
     *,
     block: tuple[int, int, int] | None = None,
+    axes: str = "xyz",
 ) -> Rewritten:
     """Make the entries of a PTX module elastic.
 
@@ -100,6 +101,9 @@ def rewrite(
         Which forms of an elastic entry.
     block
         Threads of a block that the entries are launched with, where that is known.
+    axes
+        Axes along which a grid may have more than one block, whether the entries read them or not: for
+        ``x`` alone, and for ``xy``, less has to be worked out.
 
     Raises
     ------
@@ -124,7 +128,7 @@ def rewrite(
     for item in module.items:
         if isinstance(item, Function) and item.kind == "entry":
             if item.name in made and item.body is not None:
-                entry = forms.Entry.of(module, item, block)
+                entry = forms.Entry.of(module, item, block, axes)
                 texts = [_CODE[form](entry, form.of(item.name)) for form in made[item.name]]
                 edits.append((item.start, item.end, "\n".join(texts)))
             elif not any(item.name in text for text in launching):

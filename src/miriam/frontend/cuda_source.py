@@ -188,7 +188,7 @@ def _check(nvrtc: Any, status: Any, what: str) -> None:
 
 def _text(nvrtc: Any, program: Any, what: str) -> str:
     _, size = getattr(nvrtc, f"nvrtcGet{what}Size")(program)
-    room = b" " * size
+    room = bytes(size + 1)  # the compiler writes into it: never the one object that Python has for a short string
     getattr(nvrtc, f"nvrtcGet{what}")(program, room)
     return str(room.rstrip(b"\0 ").decode(errors="replace")).strip()
 

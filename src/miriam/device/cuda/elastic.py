@@ -52,6 +52,9 @@ class ElasticCode:
     def __init__(self, program: Program) -> None:
         elastic = make_elastic(program)
         kernels = {kernel.digest: kernel for kernel in elastic.kernels if kernel.elastic is not None}
+        for kernel in elastic.kernels:
+            if kernel.ptx is not None and kernel.elastic is None:
+                raise DeviceError(f"{kernel.name} of {program.name} has no elastic form: {kernel.opaque}")
         self._kernels = kernels
         self._modules: dict[str, Module] = {}
         self._spilled: set[str] = set()
@@ -220,9 +223,15 @@ class ElasticLane:
         self.sms = sms
         self._gpu = gpu
         self._elastic = elastic
-        self._record = gpu.allocate(LANE_BYTES)
-        self._slots = gpu.allocate(workers * SLOT_BYTES)
-        gpu.write(self._record, Lane().pack())
+        self._memory: list[int] = []
+        try:
+            self._memory.append(gpu.allocate(LANE_BYTES))
+            self._memory.append(gpu.allocate(workers * SLOT_BYTES))
+            self._record, self._slots = self._memory
+            gpu.write(self._record, Lane().pack())
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def record(self) -> Lane:
@@ -299,13 +308,18 @@ class ElasticLane:
     def graph(self, stream: Stream, *, workers: int | None = None, launches: Iterable[int] | None = None) -> Graph:
         """Give a CUDA graph of a pass, captured on ``stream``; see :meth:`enqueue`."""
         stream.begin_capture()
-        self.enqueue(stream, workers=workers, launches=launches)
+        try:
+            self.enqueue(stream, workers=workers, launches=launches)
+        except BaseException:
+            stream.end_capture().close()  # or it would go on for ever
+            raise
         return stream.end_capture()
 
     def close(self) -> None:
         """Give the memory back; nothing of the lane may be in flight."""
-        for address in (self._record, self._slots):
+        for address in self._memory:
             self._gpu.free(address)
+        self._memory = []
 
 
 def _number(step: Launch, argument: int) -> int:
