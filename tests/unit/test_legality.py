@@ -364,17 +364,17 @@ def test_threads_that_meet_again_before_the_barrier_are_elastic():
     assert refusal_at("// here", HEAD + entry(f"{body}@%p1 ret;\nbar.sync 0; // here\nret;")) == DONE
 
 
-def test_a_function_that_meets_counts_where_it_is_called():
-    body = "mov.u32 %r1, %tid.x;\nsetp.eq.u32 %p1, %r1, 5;\n@%p1 ret;\ncall f, (); // here\nret;"
+def test_nobody_meets_in_a_function():
     for meeting in (BARRIERS[0], TOGETHER[0]):
-        assert refusal_at("// here", HEAD + FUNCTION.format(body=meeting) + entry(body)) == DONE
-    assert refused(HEAD + FUNCTION.format(body="") + entry(body)) == ""
+        ptx = HEAD + FUNCTION.format(body=f"{meeting} // here") + entry("call f, ();\nret;")
+        assert refusal_at("// here", ptx) == "the threads of a block meet in a function that it calls"
+    assert refused(HEAD + FUNCTION.format(body="") + entry("call f, ();\nret;")) == ""
 
 
 def test_warps_that_part_as_wholes_may_still_work_together():
     def warps(bound: int, compare: str = "lt") -> str:
         body = f"mov.u32 %r1, %tid.x;\nsetp.{compare}.u32 %p1, %r1, {bound};\n@%p1 ret;\nMEET // here\nret;"
-        return HEAD + entry(body, directives=".maxntid 128")
+        return HEAD + entry(body, directives=".reqntid 128")
 
     for bound, compare in ((64, "lt"), (64, "ge"), (63, "le"), (63, "gt")):
         assert refused(warps(bound, compare).replace("MEET", TOGETHER[0])) == ""
@@ -382,9 +382,9 @@ def test_warps_that_part_as_wholes_may_still_work_together():
     for bound, compare in ((63, "lt"), (48, "ge"), (64, "le"), (64, "eq")):
         assert refusal_at("// here", warps(bound, compare).replace("MEET", TOGETHER[0])) == DONE_IN_WARP
     # A warp is 32 threads in a row only where that is x alone.
-    unknown = warps(64).replace("MEET", TOGETHER[0]).replace(".maxntid 128", "")
+    unknown = warps(64).replace("MEET", TOGETHER[0]).replace(".reqntid 128", "")
     assert refusal_at("// here", unknown) == DONE_IN_WARP
-    assert refusal_at("// here", unknown.replace("\n{", " .maxntid 64, 2\n{")) == DONE_IN_WARP
+    assert refusal_at("// here", unknown.replace("\n{", " .reqntid 64, 2\n{")) == DONE_IN_WARP
     assert rewrite(unknown, block=(128, 1, 1)).refused == {}
     assert DONE_IN_WARP in rewrite(unknown, block=(64, 2, 1)).refused["k"]
 

@@ -186,7 +186,7 @@ def _opcode_reasons(head: str, parts: Sequence[str], inner: bool) -> Iterator[st
         yield "it uses distributed shared memory"
     if head == "exit" and inner:
         yield "a function that it calls ends the kernel"
-    if inner and (_meets(head, parts) or head in _WARPWIDE):
+    if inner and (_meets(head, parts) or _works_together(head, parts)):
         yield "the threads of a block meet in a function that it calls"
     if inner and head == "ld" and "nc" in parts:
         yield "a function that it calls loads by the way for what is never written"
@@ -360,7 +360,11 @@ def _meets(head: str, parts: Sequence[str]) -> bool:
 
 
 def _warpwide(step: Instruction) -> bool:
-    return step.opcode[0] in _WARPWIDE or (step.opcode[0] == "bar" and "warp" in step.opcode)
+    return _works_together(step.opcode[0], step.opcode[1:])
+
+
+def _works_together(head: str, parts: Sequence[str]) -> bool:
+    return head in _WARPWIDE or (head == "bar" and "warp" in parts)
 
 
 def flat(entry: Function, block: tuple[int, int, int] | None) -> bool:
