@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from miriam import Kernel, Pointer, Program, ProgramError, Role, Scalar, Source
-from miriam.frontend.builder import Builder, Parameter, parameters
+from miriam.frontend.builder import Builder, Parameter, parameters, three
 
 PTX = """.version 8.0
 .target sm_75
@@ -139,3 +139,9 @@ def test_a_kernel_without_ptx_says_nothing_of_its_arguments():
 def test_buffers_that_make_no_sense_are_refused(make, why):
     with pytest.raises(ProgramError, match=why):
         make(Builder("p", "sm_75"))
+
+
+@pytest.mark.parametrize("grid", [(), (1, 2, 3, 4), 0, (2, -1)])
+def test_a_grid_that_is_none(grid):
+    with pytest.raises(ProgramError, match="one to three numbers above zero"):
+        three(grid, "the grid of k")

@@ -163,8 +163,7 @@ class Builder:
         given = tuple(_argument(value, takes[i], f"argument {i} of {kernel.name!r}") for i, value in enumerate(args))
         if kernel not in self._kernels:
             self._kernels.append(kernel)
-        x, y, z = (*((grid,) if isinstance(grid, int) else grid), 1, 1)[:3]
-        self._launches.append(Launch(self._kernels.index(kernel), (x, y, z), given))
+        self._launches.append(Launch(self._kernels.index(kernel), three(grid, f"the grid of {kernel.name}"), given))
 
     def program(self, meta: Mapping[str, str] | None = None) -> Program:
         """Give the program.
@@ -198,6 +197,21 @@ class Builder:
         return Tensor(name, dtype, extents, strides, Pointer(len(self._buffers) - 1))
 
 
+def three(extents: int | tuple[int, ...], what: str) -> tuple[int, int, int]:
+    """Give the extents of a grid or a block in three dimensions.
+
+    Raises
+    ------
+    ProgramError
+        They are not one to three whole numbers above zero.
+    """
+    given = (extents,) if isinstance(extents, int) else tuple(extents)
+    if not 1 <= len(given) <= 3 or not all(isinstance(n, int) and n > 0 for n in given):
+        raise ProgramError(f"{what} is {extents!r}: give one to three numbers above zero")
+    x, y, z = (*given, 1, 1)[:3]
+    return x, y, z
+
+
 def _item_bytes(dtype: str, name: str) -> int:
     if dtype == "bfloat16":
         return 2
@@ -215,13 +229,18 @@ def _argument(value: Value, parameter: Parameter, what: str) -> Argument:
         return value.at if isinstance(value, Tensor) else value
     if value is None:
         value = bytes(8)
+    if not isinstance(value, Scalar | bytes | np.generic | int | float):
+        raise ProgramError(f"{what} is {value!r}: give memory or a number")
     if isinstance(value, Scalar | bytes | np.generic):
         raw = value.raw if isinstance(value, Scalar) else value.tobytes() if isinstance(value, np.generic) else value
         if len(raw) != size:
             raise ProgramError(f"{what} has {len(raw)} bytes, and the kernel takes {size}")
         return Scalar(raw)
     if parameter.kind == "f" or (isinstance(value, float) and parameter.kind == "b" and size in (4, 8)):
-        return Scalar(struct.pack("<f" if size == 4 else "<d", value))
+        try:
+            return Scalar(struct.pack("<f" if size == 4 else "<d", value))
+        except OverflowError:
+            raise ProgramError(f"{what} is {value}, which does not fit into {size} bytes") from None
     if isinstance(value, float) or parameter.kind == "[":
         raise ProgramError(
             f"{what} is {value!r}, and the kernel takes {size} bytes of another type: give a NumPy number"

@@ -23,6 +23,7 @@ from typing import Any, cast
 from miriam.elastic.ptx import Directive, Function, Variable, parse, walk
 from miriam.elastic.ptxas import assemble, find_ptxas
 from miriam.errors import CompileError, ProgramError
+from miriam.frontend.builder import three
 from miriam.program import Kernel, Source
 
 __all__ = ["Compiled", "compile_source"]
@@ -87,7 +88,7 @@ class Compiled:
             raise ProgramError(
                 f"there is no kernel {name!r}: the source has {there} (C linkage keeps names as they are)"
             )
-        x, y, z = (*((block,) if isinstance(block, int) else block), 1, 1)[:3]
+        x, y, z = three(block, f"the block of {name}")
         ptx, function = _alone(self.ptx, entry)
         for directive in function.directives:
             if directive.name == ".maxntid" and math.prod(map(int, directive.rest.split(","))) < x * y * z:
