@@ -249,6 +249,7 @@ def elastic(
 
     with _input():
         source = read(file)
+        made = None if isinstance(source, Program) else rewritten(source)
         if output is not None:
             _check_output(output, file, ".miriam" if isinstance(source, Program) else ".ptx")
     with _progress() as progress:
@@ -258,7 +259,7 @@ def elastic(
             if output is not None:
                 program.save(output)
         else:
-            made = rewritten(source)
+            assert made is not None
             survey = survey_module(source, made, progress=progress)
             if output is not None:
                 with replacing(output, ProgramError) as part:

@@ -313,3 +313,9 @@ def test_the_version_changes_with_every_source_of_the_generator(tmp_path):
     (copy / "elastic" / "new.py").write_text("")
     seen.append(version())
     assert len(set(seen)) == 4
+
+
+def test_forms_are_not_made_of_forms():
+    made = rewritten(kernel().ptx)
+    with pytest.raises(ProgramError, match="holds elastic forms already"):
+        rewritten(made.ptx)

@@ -40,8 +40,11 @@ VERSION = _version()
 """What made the code: a hash of the sources of this package, taken when it was imported."""
 
 
+_MADE_BY = "// Elastic forms, made by Miriam's generator"
+
+
 def _header() -> str:
-    return f"// Elastic forms, made by Miriam's generator {VERSION}.\n"
+    return f"{_MADE_BY} {VERSION}.\n"
 
 
 def rewritten(
@@ -60,8 +63,10 @@ def rewritten(
     PtxError
         The text cannot be read.
     ProgramError
-        An entry is not there.
+        An entry is not there, or the module is one that was made here.
     """
+    if str(ptx).startswith(_MADE_BY):
+        raise ProgramError("this module holds elastic forms already: give the one that they were made from")
     wanted = None if entries is None else list(entries)
     key = ("rewritten", VERSION, str(ptx), repr(wanted), repr(block), axes)
     if (data := cache.kept(*key)) is not None:
