@@ -74,7 +74,9 @@ def test_results_are_equal_to_the_bit(data, block, grid, seed):
     wanted = computed(text, grid, block, count, bound, seed)
     threads = data.draw(st.sampled_from(multiples(total)))
     fixed = threads < total and data.draw(st.booleans())
-    thinner = thin(parse(text), "k", threads if fixed else None, block=block if not directives else None)
+    thinner = thin(
+        parse(text), "k", threads if fixed else None, block=None if directives.startswith(".reqntid") else block
+    )
     assert np.array_equal(computed(thinner, grid, (threads, 1, 1), count, bound, seed), wanted)
     here = [i for i in range(bound) if i % 8 != 3]
     assert {i for i in range(count) if (wanted[i] != 0xAAAAAAAA).any()} == set(here)
@@ -106,10 +108,12 @@ def test_only_the_entry_changes():
     other = ".visible .entry other() .reqntid 64 { ret; }\n.global .align 4 .b32 table[2] = {1, 2};\n"
     text = entry("", ("u64",), module=other, directives=".maxntid 96\n.minnctapersm 4\n.maxnreg 40")
     module = parse(text)
-    made = parse(thin(module, module.entries[1], 64))
+    made = parse(thin(module, module.entries[1], 64, block=(96, 1, 1)))
     assert [f.name for f in made.entries] == ["other", "k"]
     assert [(d.name, d.rest) for d in made.entries[1].directives] == [(".maxnreg", "40"), (".reqntid", "64")]
-    assert [d.rest for d in parse(thin(module, "k")).entries[1].directives if d.name == ".maxntid"] == ["96"]
+    assert [
+        d.rest for d in parse(thin(module, "k", block=(96, 1, 1))).entries[1].directives if d.name == ".maxntid"
+    ] == ["96"]
     assert made.text[: made.entries[1].start] == text[: module.entries[1].start]
     assert [p.names[0].name for p in made.entries[1].parameters] == ["p0"]
 
@@ -287,6 +291,8 @@ def test_only_whole_warps_below_the_own_size(threads):
 def test_the_block_must_be_known_and_the_right_one():
     with pytest.raises(ProgramError, match=r"give them as block=\(x, y, z\)"):
         thin(parse(entry("")), "k", 32)
+    with pytest.raises(ProgramError, match=r"give them as block=\(x, y, z\)"):
+        thin(parse(entry("", directives=".maxntid 64")), "k", 32)
     with pytest.raises(ProgramError, match=r"has .reqntid 8, 8, 1: it cannot run with \(64, 1, 1\)"):
         thin(parse(entry("", directives=".reqntid 8, 8")), "k", 32, block=(64, 1, 1))
     with pytest.raises(ProgramError, match=r"has .maxntid 64, 1, 1"):

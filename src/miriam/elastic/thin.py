@@ -82,7 +82,7 @@ def thin(
         said, the launch decides: one block of whole warps in one dimension, or of as many as there are
         logical threads.
     block
-        Logical threads in x, y and z; needed where the entry has no ``.reqntid`` or ``.maxntid``.
+        Logical threads in x, y and z; needed where the entry has no ``.reqntid``.
 
     Returns
     -------
@@ -176,7 +176,9 @@ def _extents(entry: Function, block: tuple[int, int, int] | None) -> tuple[int, 
         if directive.name in _EXTENTS:
             x, y, z = ([int(word) for word in directive.rest.replace(",", " ").split()] + [1, 1])[:3]
             if block is None:
-                return x, y, z
+                if directive.name == ".reqntid":  # the other one only bounds the product
+                    return x, y, z
+                continue
             if block != (x, y, z) if directive.name == ".reqntid" else math.prod(block) > x * y * z:
                 raise ProgramError(f"{entry.name} has {directive.name} {x}, {y}, {z}: it cannot run with {block}")
     if block is None:
