@@ -208,7 +208,7 @@ def _variants(module: Module, entry: Function, kernel: Kernel | None = None) -> 
 def _declared_threads(entry: Function) -> int:
     """Threads of a block, where the entry says so; else 0."""
     said = [d.rest for d in entry.directives if d.name in (".reqntid", ".maxntid")]
-    return prod(int(word) for word in said[0].replace(",", " ").split()) if said else 0
+    return prod(int(word, 0) for word in said[0].replace(",", " ").split()) if said else 0
 
 
 def _spilled(needs: Needs) -> int:

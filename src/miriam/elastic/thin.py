@@ -174,7 +174,7 @@ def _extents(entry: Function, block: tuple[int, int, int] | None) -> tuple[int, 
     """The logical block."""
     for directive in entry.directives:
         if directive.name in _EXTENTS:
-            x, y, z = ([int(word) for word in directive.rest.replace(",", " ").split()] + [1, 1])[:3]
+            x, y, z = ([int(word, 0) for word in directive.rest.replace(",", " ").split()] + [1, 1])[:3]
             if block is None:
                 if directive.name == ".reqntid":  # the other one only bounds the product
                     return x, y, z
