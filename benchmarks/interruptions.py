@@ -73,8 +73,12 @@ def storm(gpu: Gpu, program: Program, inferences: int, seed: int) -> dict[str, i
     return {name: interrupter.counts[name] for name in names}
 
 
-def leaving_us(gpu: Gpu, program: Program, samples: int, seed: int) -> list[float]:
-    """Times from limit 0 to the last worker gone, at random moments of an exclusive pass."""
+def leaving_us(gpu: Gpu, program: Program, samples: int, seed: int) -> list[tuple[float, float]]:
+    """Times from limit 0 to the last worker gone, at random moments of an exclusive pass.
+
+    Until the launch ended during which the limit changed, and until the one that stopped did: in
+    between the next launch has to come, whose workers all leave at once.
+    """
     chance = random.Random(seed)
     clock = Module(CLOCK)
     stamp, rise = clock.function("stamp"), clock.function("raise")
@@ -112,7 +116,9 @@ def leaving_us(gpu: Gpu, program: Program, samples: int, seed: int) -> list[floa
         record = lane.record
         if record.stop != NONE and record.first != MAX_LAUNCHES:
             times = struct.unpack(f"<{count + 1}Q", gpu.read(stamps, 8 * (count + 1)))
-            found.append((times[record.stop] - times[count]) / 1e3)
+            raised = times[count]
+            running = next(end for end in times[: record.stop + 1] if end >= raised or end == times[record.stop])
+            found.append((max(0, running - raised) / 1e3, (times[record.stop] - raised) / 1e3))
     graph.close()
     gpu.free(stamps)
     stream.close()
@@ -149,7 +155,7 @@ def main() -> None:
     record: dict[str, object] = {
         "gpu": gpu.name, "driver": gpu.driver_version, "date": datetime.date.today().isoformat(), "programs": programs,
     }  # fmt: skip
-    times: list[float] = []
+    times: list[tuple[float, float]] = []
     first, step = map(int, args.part.split("/"))
     for path in sorted(Path(str(files("miriam.zoo") / "programs")).glob("*.miriam"))[first::step]:
         if args.only and path.stem not in args.only:
@@ -162,10 +168,13 @@ def main() -> None:
         if args.samples:
             left = leaving_us(gpu, program, args.samples, args.seed)
             times += left
-            facts["leaving_us"] = summary(left)
-            record["leaving_us"] = summary(times)
+            for what, at in (("leaving_us", 1), ("running_us", 0)):
+                facts[what] = summary([sample[at] for sample in left])
+                record[what] = summary([sample[at] for sample in times])
+            facts["samples_us"] = [[round(a, 2), round(b, 2)] for a, b in left]
         programs[path.stem] = facts
-        print(f"{path.stem:18} {facts} {time.perf_counter() - start:.1f} s", flush=True)
+        shown = {what: fact for what, fact in facts.items() if what != "samples_us"}
+        print(f"{path.stem:18} {shown} {time.perf_counter() - start:.1f} s", flush=True)
         args.out.write_text(json.dumps(record, indent=1))
     gpu.close()
 
