@@ -91,7 +91,8 @@ class Compiled:
         x, y, z = three(block, f"the block of {name}")
         ptx, function = _alone(self.ptx, entry)
         for directive in function.directives:
-            if directive.name == ".maxntid" and math.prod(int(word, 0) for word in directive.rest.split(",")) < x * y * z:
+            words = directive.rest.split(",") if directive.name == ".maxntid" else []
+            if words and math.prod(int(word, 0) for word in words) < x * y * z:
                 raise ProgramError(
                     f"kernel {name!r} cannot have blocks of {x * y * z} threads: its launch bounds forbid it"
                 )
