@@ -204,3 +204,8 @@ def test_the_assembler_takes_every_form(kind):
     for (rewritten, name, _), code in zip(made, done, strict=True):
         assert not isinstance(code, ProgramError), f"{name}: {code}"
         assert {form.of(name) for form in rewritten.forms[name]} == set(code.entries)
+
+
+def test_a_function_with_the_name_of_a_form_is_in_the_way():
+    with pytest.raises(ProgramError, match="has a function 'k_direct', which is to be a form of 'k'"):
+        rewrite(HEAD + entry() + ".func k_direct()\n{\nret;\n}\n")

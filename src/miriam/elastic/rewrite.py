@@ -110,7 +110,7 @@ def rewrite(
     PtxError
         The text cannot be read.
     ProgramError
-        An entry is not there.
+        An entry is not there, or another function has the name of a form.
     """
     module = ptx if isinstance(ptx, Module) else parse(ptx)
     there = {entry.name: entry for entry in module.entries}
@@ -123,6 +123,10 @@ def rewrite(
     reasons = {name: refusal(module, there[name], block) for name in chosen}
     refused = {name: reason for name, reason in reasons.items() if reason}
     made = {name: (Form.GUARDED,) if name in refused else kinds for name in there if name in reasons}
+    used = {item.name for item in module.items if isinstance(item, Function)}
+    for name, some in made.items():
+        if clash := next((form.of(name) for form in some if form.of(name) in used), None):
+            raise ProgramError(f"{module.name} has a function {clash!r}, which is to be a form of {name!r}: rename it")
     launching = [module.text[there[name].start : there[name].end] for name in refused]
     edits: list[tuple[int, int, str]] = []
     for item in module.items:
