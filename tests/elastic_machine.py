@@ -36,6 +36,7 @@ from miriam.elastic.state import (
     NONE,
     SLOT_BYTES,
     TAKEN_BYTES,
+    WANTED_AT,
     Argument,
     Counter,
     Inference,
@@ -48,7 +49,6 @@ __all__ = ["Elastic", "ElasticLane", "Patch", "Step", "run_original", "steps_of"
 Patch = Callable[[str], str]
 """What becomes of the text of the forms and of the gates: for tests of what their lines are good for."""
 
-_WANTED = 20  # of an inference: where ``wanted`` lies
 
 _rewritten = functools.lru_cache(maxsize=512)(rewrite)
 
@@ -133,7 +133,7 @@ class Elastic:
 
     def want(self, inferences: int) -> None:
         """Say how many inferences are to be begun in all."""
-        self.memory.write(self.inference + _WANTED, inferences.to_bytes(4, "little"))
+        self.memory.write(self.inference + WANTED_AT, inferences.to_bytes(4, "little"))
 
     @property
     def progress(self) -> Inference:

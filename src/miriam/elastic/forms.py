@@ -254,11 +254,7 @@ class Entry:
 
 
 _GRID = {"x": 44, "y": 48, "z": 52}  # where the argument has the logical grid
-
-
 _COORDINATES = f"\t.reg .b32 {', '.join(f'%~{word}_{axis}' for word in ('ctaid', 'nctaid') for axis in 'xyz')};\n"
-
-
 _TOGETHER = frozenset(("bar", "barrier", "mbarrier", "ldmatrix", "stmatrix", "wgmma", "cp", "call"))
 
 

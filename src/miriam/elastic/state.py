@@ -1,7 +1,7 @@
 """What elastic kernels keep in device memory, and what each launch of one is told.
 
 The blocks of a launch are dealt out in *shares*: share s of S holds the logical blocks s, s + S,
-s + 2 S, and so on. A worker takes a whole share, and looks up from its work between two shares.
+s + 2 S, and so on. A worker takes a whole share, and asks between two shares whether it may go on.
 With as many shares as blocks that is between any two blocks.
 
 An *inference* is one run of a program; a *lane* is a stream in which *passes* over the program's
@@ -30,6 +30,7 @@ __all__ = [
     "NONE",
     "SLOT_BYTES",
     "TAKEN_BYTES",
+    "WANTED_AT",
     "Argument",
     "Counter",
     "Inference",
@@ -158,6 +159,7 @@ class Inference:
         return Inference(launches, taken, counters, following, epoch, claimed, begun, wanted, last)
 
 
+WANTED_AT = 20  # where an inference's record has ``wanted``
 INFERENCE_BYTES = len(Inference(0, 0, 0, 0).pack())
 
 

@@ -25,6 +25,7 @@ from miriam.elastic.state import (
     NONE,
     SLOT_BYTES,
     TAKEN_BYTES,
+    WANTED_AT,
     Argument,
     Counter,
     Inference,
@@ -35,9 +36,6 @@ from miriam.errors import DeviceError
 from miriam.program import Kernel, Launch, Pointer, Program, Source
 
 __all__ = ["ElasticCode", "ElasticInstance", "ElasticLane"]
-
-
-_WANTED_AT = 20  # of the inference's record
 
 
 class ElasticCode:
@@ -189,7 +187,7 @@ class ElasticInstance:
 
         With several lanes in flight it has to be counted, or one begins the next while another ends the last.
         """
-        self._gpu.write(self._inference + _WANTED_AT, inferences.to_bytes(4, "little"))
+        self._gpu.write(self._inference + WANTED_AT, inferences.to_bytes(4, "little"))
 
     @property
     def complete(self) -> bool:
