@@ -11,10 +11,10 @@ python=${PYTHON:-python3}
 mkdir -p "$folder"
 export PYTHONPATH="src${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 
-beside() {  # NAME COMMAND...: in the background, into its own log, for ten minutes at most
+beside() {  # NAME COMMAND...: in the background, into its own log, for LIMIT seconds (600) at most
     local name=$1
     shift
-    (timeout 600 "$@" > "$folder/$name.log" 2>&1; echo "$name: exit $?" >> "$folder/exits.txt") &
+    (timeout "${LIMIT:-600}" "$@" > "$folder/$name.log" 2>&1; echo "$name: exit $?" >> "$folder/exits.txt") &
 }
 
 : > "$folder/exits.txt"
