@@ -23,9 +23,8 @@ CLAIMED = "miriam_gate_claimed"
 EXCLUSIVE_THREADS = 32
 CLAIMED_THREADS = 256
 
-# next, epoch: in and out. Moves on to the next inference if this one is complete and another is
-# wanted, and latches the limit.
-_LATCH = f"""
+# next, epoch: in and out. Moves on to the next inference if this one is complete and another is wanted.
+BEGIN = f"""
 	ld.relaxed.gpu.global.v2.u32 {{%begun, %wanted}}, [%inference+16];
 	mov.pred %fresh, 0;
 	setp.lt.u32 %go, %next, %launches;
@@ -41,6 +40,8 @@ _LATCH = f"""
 	selp.u32 %epoch, 1, %epoch, %p;
 	st.relaxed.gpu.global.u32 [%inference+16], %begun;
 $begun:
+"""
+_LATCH = f"""{BEGIN}
 	ld.relaxed.gpu.global.u32 %limit, [%lane];
 """
 
@@ -51,7 +52,7 @@ _FIRST = f"""
 """
 
 # Thread i writes copy i of the lane's words, from what the first thread put into shared memory.
-_PUBLISH = f"""
+PUBLISH = f"""
 	bar.sync 0;
 	setp.ge.u32 %p, %me, {COPIES};
 	@%p ret;
@@ -64,7 +65,7 @@ _PUBLISH = f"""
 	st.relaxed.gpu.global.u32 [%at+12], {NONE};
 """
 
-_REGISTERS = """
+REGISTERS = """
 	.reg .pred %p, %q, %go, %fresh;
 	.reg .b32 %next, %epoch, %claimed, %launches, %begun, %wanted, %limit, %first, %stop, %t, %done, %shares, %i, %n;
 	.reg .b16 %half;
@@ -77,7 +78,7 @@ _REGISTERS = """
 """
 
 # %next advances over launches whose shares have all ended; acquire, for what other lanes' blocks wrote.
-_SCAN = f"""
+SCAN = f"""
 $scan:
 	setp.ge.u32 %p, %next, %launches;
 	@%p bra $scanned;
@@ -91,11 +92,9 @@ $scan:
 $scanned:
 """
 
-# After an exclusive pass: from where it stopped, or all launches if it did not. A pass that ran
-# nothing says nothing.
-_STOPPED = f"""
-	ld.global.u64 %last, [%inference+40];
-	setp.eq.u64 %p, %last, 0;
+# After an exclusive pass, in the lane %last: from where it stopped, or all launches if it did not. A
+# pass that ran nothing says nothing. %p: there is no such lane.
+STOPPED = f"""
 	@%p bra $stopped;
 	ld.relaxed.gpu.global.v2.u32 {{%first, %stop}}, [%last+8];
 	and.b32 %first, %first, 65535;
@@ -106,65 +105,15 @@ _STOPPED = f"""
 $stopped:
 """
 
-_EXCLUSIVE = f"""
-.visible .entry {EXCLUSIVE}(.param .u64 inference, .param .u64 lane)
-.reqntid {EXCLUSIVE_THREADS}
-{{{_REGISTERS}
-	setp.ne.u32 %go, %me, 0;
-	@%go bra $told;
-	ld.relaxed.gpu.global.v4.u32 {{%next, %epoch, %claimed, %launches}}, [%inference];
-	ld.global.u64 %counters, [%inference+32];
-	setp.eq.u32 %p, %claimed, 0;
-	@%p bra $exclusive;
-{_SCAN}
-	bra $stopped;
-$exclusive:
-{_STOPPED}
-{_LATCH}
-	setp.ne.u32 %p, %limit, {ALL};
-{_FIRST}
-	st.relaxed.gpu.global.v2.u32 [%inference], {{%next, %epoch}};
-	st.relaxed.gpu.global.u32 [%inference+8], 0;
-	st.global.u64 [%inference+40], %lane;
-	st.shared.v4.b32 [shared], {{%next, %epoch, %limit, %first}};
-$told:
-{_PUBLISH}
-	ret;
-}}
+# The lane of the last exclusive pass.
+LAST = """
+	ld.global.u64 %last, [%inference+40];
+	setp.eq.u64 %p, %last, 0;
 """
 
-_CLAIMED = f"""
-.visible .entry {CLAIMED}(.param .u64 inference, .param .u64 lane)
-.reqntid {CLAIMED_THREADS}
-{{{_REGISTERS}
-	.reg .b32 %count;
-	ld.global.u64 %taken, [%inference+24];
-	ld.global.u64 %counters, [%inference+32];
-	setp.ne.u32 %go, %me, 0;
-	@%go bra $told;
-	ld.relaxed.gpu.global.v4.u32 {{%next, %epoch, %claimed, %launches}}, [%inference];
-	fence.acq_rel.gpu;
-	setp.ne.u32 %q, %claimed, 0;
-	@%q bra $shared;
-{_STOPPED}
-	bra $latch;
-$shared:
-{_SCAN}
-$latch:
-{_LATCH}
-	setp.eq.u32 %p, %limit, 0;
-{_FIRST}
-	// A claimed pass of an inference under way finds its counters in use; any other one sets them.
-	not.pred %p, %fresh;
-	and.pred %p, %p, %q;
-	selp.u32 %t, 0, 1, %p;
-	st.shared.v4.b32 [shared], {{%next, %epoch, %limit, %first}};
-	st.shared.v2.b32 [shared+16], {{%t, %launches}};
-	fence.acq_rel.gpu;
-	st.relaxed.gpu.global.v2.u32 [%inference], {{%next, %epoch}};
-	st.relaxed.gpu.global.u32 [%inference+8], 1;
-	st.global.u64 [%inference+40], 0;
-$told:
+# A claimed pass of an inference under way finds its counters in use; any other one (shared[4]) sets them:
+# to zero from next on, and in that launch to the shares that were taken.
+COUNT = f"""
 	bar.sync 0;
 	ld.shared.v2.b32 {{%next, %epoch}}, [shared];
 	ld.shared.v2.b32 {{%t, %launches}}, [shared+16];
@@ -188,7 +137,7 @@ $cleared:
 	mad.wide.u32 %counters, %next, {COUNTER_BYTES}, %counters;
 	ld.global.u32 %shares, [%counters+8];
 	mov.u32 %i, %me;
-	mov.u32 %count, 0;
+	mov.u32 %n, 0;
 $count:
 	setp.ge.u32 %p, %i, %shares;
 	@%p bra $sum;
@@ -197,13 +146,74 @@ $count:
 	cvt.u32.u16 %t, %half;
 	setp.eq.u32 %p, %t, %epoch;
 	selp.u32 %t, 1, 0, %p;
-	add.u32 %count, %count, %t;
+	add.u32 %n, %n, %t;
 	add.u32 %i, %i, {CLAIMED_THREADS};
 	bra $count;
 $sum:
-	red.relaxed.gpu.global.add.u32 [%counters+4], %count;
+	red.relaxed.gpu.global.add.u32 [%counters+4], %n;
 $counted:
-{_PUBLISH}
+"""
+
+_EXCLUSIVE = f"""
+.visible .entry {EXCLUSIVE}(.param .u64 inference, .param .u64 lane)
+.reqntid {EXCLUSIVE_THREADS}
+{{{REGISTERS}
+	setp.ne.u32 %go, %me, 0;
+	@%go bra $told;
+	ld.relaxed.gpu.global.v4.u32 {{%next, %epoch, %claimed, %launches}}, [%inference];
+	ld.global.u64 %counters, [%inference+32];
+	setp.eq.u32 %p, %claimed, 0;
+	@%p bra $exclusive;
+{SCAN}
+	bra $stopped;
+$exclusive:
+{LAST}{STOPPED}
+{_LATCH}
+	setp.ne.u32 %p, %limit, {ALL};
+{_FIRST}
+	st.relaxed.gpu.global.v2.u32 [%inference], {{%next, %epoch}};
+	st.relaxed.gpu.global.u32 [%inference+8], 0;
+	st.global.u64 [%inference+40], %lane;
+	st.shared.v4.b32 [shared], {{%next, %epoch, %limit, %first}};
+$told:
+{PUBLISH}
+	ret;
+}}
+"""
+
+_CLAIMED = f"""
+.visible .entry {CLAIMED}(.param .u64 inference, .param .u64 lane)
+.reqntid {CLAIMED_THREADS}
+{{{REGISTERS}
+	ld.global.u64 %taken, [%inference+24];
+	ld.global.u64 %counters, [%inference+32];
+	setp.ne.u32 %go, %me, 0;
+	@%go bra $told;
+	ld.relaxed.gpu.global.v4.u32 {{%next, %epoch, %claimed, %launches}}, [%inference];
+	fence.acq_rel.gpu;
+	setp.ne.u32 %q, %claimed, 0;
+	@%q bra $shared;
+{LAST}{STOPPED}
+	bra $latch;
+$shared:
+{SCAN}
+$latch:
+{_LATCH}
+	setp.eq.u32 %p, %limit, 0;
+{_FIRST}
+	// A claimed pass of an inference under way finds its counters in use; any other one sets them.
+	not.pred %p, %fresh;
+	and.pred %p, %p, %q;
+	selp.u32 %t, 0, 1, %p;
+	st.shared.v4.b32 [shared], {{%next, %epoch, %limit, %first}};
+	st.shared.v2.b32 [shared+16], {{%t, %launches}};
+	fence.acq_rel.gpu;
+	st.relaxed.gpu.global.v2.u32 [%inference], {{%next, %epoch}};
+	st.relaxed.gpu.global.u32 [%inference+8], 1;
+	st.global.u64 [%inference+40], 0;
+$told:
+{COUNT}
+{PUBLISH}
 	ret;
 }}
 """

@@ -21,7 +21,8 @@ def memory_grid(size_bytes: int) -> int:
     return min(max(1, -(-size_bytes // _BYTES_PER_BLOCK)), _MOST_BLOCKS)
 
 
-_START = """	mov.u32 %a, %ctaid.x;
+# %i: the number of this thread in the launch; %stride: threads of the launch.
+START = """	mov.u32 %a, %ctaid.x;
 	mov.u32 %b, %ntid.x;
 	mov.u32 %c, %tid.x;
 	mad.wide.u32 %i, %a, %b, 0;
@@ -31,22 +32,14 @@ _START = """	mov.u32 %a, %ctaid.x;
 	mul.wide.u32 %stride, %a, %b;
 """
 
-MEMORY = f"""
-.version 7.0
-.target sm_75
-.address_size 64
-
-.visible .entry {COPY}(.param .u64 to, .param .u64 from, .param .u64 size)
-.reqntid {MEMORY_THREADS}
-{{
-	.reg .pred %p;
+COPY_REGISTERS = """	.reg .pred %p;
 	.reg .b16 %h;
 	.reg .b32 %a, %b, %c, %x<4>;
 	.reg .b64 %i, %j, %stride, %to, %from, %size, %wide, %at, %offset;
-	ld.param.u64 %to, [to];
-	ld.param.u64 %from, [from];
-	ld.param.u64 %size, [size];
-{_START}	or.b64 %j, %to, %from;
+"""
+
+# Copies %size bytes from %from to %to.
+COPYING = f"""{START}	or.b64 %j, %to, %from;
 	and.b64 %j, %j, 15;
 	shr.u64 %wide, %size, 4;
 	setp.ne.u64 %p, %j, 0;
@@ -74,7 +67,20 @@ $bytes:
 	st.global.u8 [%j], %h;
 	add.u64 %i, %i, %stride;
 	bra $bytes;
-}}
+"""
+
+MEMORY = f"""
+.version 7.0
+.target sm_75
+.address_size 64
+
+.visible .entry {COPY}(.param .u64 to, .param .u64 from, .param .u64 size)
+.reqntid {MEMORY_THREADS}
+{{
+{COPY_REGISTERS}	ld.param.u64 %to, [to];
+	ld.param.u64 %from, [from];
+	ld.param.u64 %size, [size];
+{COPYING}}}
 
 .visible .entry {FILL}(.param .u64 to, .param .u64 value, .param .u64 width, .param .u64 count)
 .reqntid {MEMORY_THREADS}
@@ -91,7 +97,7 @@ $bytes:
 	cvt.u16.u32 %h, %v;
 	setp.eq.u64 %one, %width, 1;
 	setp.eq.u64 %two, %width, 2;
-{_START}$next:
+{START}$next:
 	setp.ge.u64 %p, %i, %count;
 	@%p ret;
 	mad.lo.u64 %j, %i, %width, %to;

@@ -14,7 +14,10 @@ between any two shares and another pass, in this lane or another, goes on from t
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from miriam.errors import DeviceError
 
 __all__ = [
     "ALL",
@@ -24,17 +27,25 @@ __all__ = [
     "COPY_BYTES",
     "COUNTER_BYTES",
     "EPOCHS",
+    "IDLE_AT",
     "INFERENCE_BYTES",
     "LANE_BYTES",
+    "LIMITER_BYTES",
     "MAX_LAUNCHES",
     "NONE",
+    "PADDED_AT",
     "SLOT_BYTES",
+    "SMS",
+    "SM_TABLE_BYTES",
     "TAKEN_BYTES",
     "WANTED_AT",
     "Argument",
     "Counter",
     "Inference",
     "Lane",
+    "Limiter",
+    "Piece",
+    "ranks",
     "shares",
 ]
 
@@ -57,8 +68,9 @@ class Lane:
     Attributes
     ----------
     limit
-        Workers wished for from now on. It may be written at any time, by one stream at a time: copies
-        that disagree stop the lane.
+        SMs that the lane's workers may be on from now on: those of a rank below it (:func:`ranks`). It may
+        be written at any time, by one stream at a time or by a :class:`Limiter`: copies that disagree
+        stop the lane.
     width
         The limit that the gate of the running pass saw. A pass whose limit is no longer its width
         stops. An exclusive pass runs at the width ``ALL`` or not at all.
@@ -88,6 +100,77 @@ class Lane:
 
 
 LANE_BYTES = len(Lane().pack())
+
+SMS = 256  # that a table of ranks has room for
+SM_TABLE_BYTES = 4 * SMS  # it lies behind the lane's words
+
+
+def ranks(sms: Sequence[int]) -> bytes:
+    """The table that lies behind a lane's words: by ``%smid`` the place of an SM in the lane's order.
+
+    Parameters
+    ----------
+    sms
+        SMs of the lane, those that a narrow lane keeps first. One that is not named is left under any
+        limit but ``ALL``.
+
+    Raises
+    ------
+    DeviceError
+        An SM is named twice, or the table has no room for it.
+
+    Examples
+    --------
+    >>> struct.unpack_from("<4I", ranks([2, 0]))
+    (1, 4294967294, 0, 4294967294)
+    """
+    table = [last := ALL - 1] * SMS
+    for rank, sm in enumerate(sms):
+        if not 0 <= sm < SMS or table[sm] != last:
+            raise DeviceError(f"SM {sm} in the order of a lane: name each of 0 to {SMS - 1} once")
+        table[sm] = rank
+    return struct.pack(f"<{SMS}I", *table)
+
+
+@dataclass(frozen=True, slots=True)
+class Limiter:
+    """What decides a lane's limit, while several streams hold it down and let it go.
+
+    The limit is ``idle``, and not more than ``padded`` while anybody is ``pending``. The kernels
+    ``miriam_hold`` and ``miriam_release`` keep it so (:mod:`miriam.elastic.resident`). Whoever writes
+    ``padded`` or ``idle`` enqueues a hold of nothing behind that.
+
+    Attributes
+    ----------
+    pending
+        Runs that hold the lane down; counted by the kernels. It may be below 0 for a moment.
+    padded
+        The limit while any of them is there.
+    idle
+        The limit while none is.
+    """
+
+    pending: int = 0
+    padded: int = ALL
+    idle: int = ALL
+
+    def pack(self) -> bytes:
+        """As it lies in memory."""
+        return struct.pack("<iIII", self.pending, self.padded, self.idle, 0)
+
+    @staticmethod
+    def unpack(raw: bytes) -> Limiter:
+        """The record in ``raw``."""
+        return Limiter(*struct.unpack_from("<iII", raw))
+
+    @property
+    def limit(self) -> int:
+        """The limit that the lane is to have."""
+        return min(self.padded, self.idle) if self.pending > 0 else self.idle
+
+
+LIMITER_BYTES = len(Limiter().pack())
+PADDED_AT, IDLE_AT = 4, 8  # where it has the words that the host writes
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +280,26 @@ class Argument:
 
 ARGUMENT_BYTES = len(Argument(0, 0, 0, 0, 0, 1, (1, 1, 1)).pack())
 ARGUMENT_ALIGN = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """The parameter in the place of :class:`Argument` for a launch that runs some blocks in a row.
+
+    Attributes
+    ----------
+    begin
+        The first of its logical blocks; it has as many as the launch has physical ones.
+    grid
+        The logical grid.
+    """
+
+    begin: int
+    grid: tuple[int, int, int]
+
+    def pack(self) -> bytes:
+        """As the kernel receives it."""
+        return Argument(0, 0, 0, 0, self.begin, 0, self.grid).pack()
 
 
 def shares(blocks: int, each: int) -> int:
