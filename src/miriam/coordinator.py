@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 from weakref import WeakSet
 
-from miriam.device.base import Command, Device, Event, EventKind, Geometry, Lane, Run, check_run
+from miriam.device.base import Command, Device, Event, EventKind, Geometry, Lane, Run, Wake, check_run
 from miriam.errors import PolicyError
 from miriam.task import Request
 
@@ -169,6 +169,9 @@ def coordinate(
             if following is not None:
                 device.offer(following)
         for command in policy.decide(event, view):
+            if isinstance(command, Wake):
+                device.wake(command.time_us)
+                continue
             if isinstance(command, Run):
                 check_run(command, len(policy.lanes))
                 view._submitted(command)

@@ -6,9 +6,10 @@ Slow, and only for small cases; the engine must agree with it.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from miriam.device.base import Limit, Run
+from miriam.device.base import Lane, Limit, Run
 from miriam.device.sim.costs import BlockCost
 from miriam.device.sim.spec import Spec
 
@@ -27,6 +28,7 @@ class Block:
 @dataclass(eq=False)
 class LaneState:
     priority: int
+    sms: range
     limit: int | None = None
     queue: list[Run] = field(default_factory=list)
     run: Run | None = None
@@ -43,9 +45,14 @@ class LaneState:
 class Reference:
     """Runs (time in us, command) to the end; ``spans`` and ``yields`` (lanes) say what happened."""
 
-    def __init__(self, spec: Spec, priorities: list[int], costs: dict[int, tuple[BlockCost, ...]]) -> None:
+    def __init__(self, spec: Spec, lanes: Sequence[Lane], costs: dict[int, tuple[BlockCost, ...]]) -> None:
         self.spec, self.geometry, self.costs = spec, spec.geometry, costs
-        self.lanes = [LaneState(priority) for priority in priorities]
+        self.lanes = []
+        top = spec.geometry.sms
+        for lane in lanes:
+            part = range(top if lane.sms is None else top - lane.sms, top)
+            self.lanes.append(LaneState(lane.priority, part or range(spec.geometry.sms)))
+            top = part.start
         self.sms: list[list[Block]] = [[] for _ in range(spec.geometry.sms)]
         self.now_us = 0.0
         self.spans: list[tuple[int, int, int, float, float]] = []
@@ -72,7 +79,7 @@ class Reference:
 
     def command(self, command: Run | Limit) -> None:
         if isinstance(command, Limit):
-            self.lanes[command.lane].limit = command.workers
+            self.lanes[command.lane].limit = command.sms
         else:
             self.lanes[command.lane].queue.append(command)
 
@@ -86,14 +93,13 @@ class Reference:
                     continue
                 lane.waiting = lane.left = self.blocks(lane)
                 lane.span_us = None
-        for sm in self.sms:
+        for number, sm in enumerate(self.sms):
             for block in sorted(sm, key=lambda block: block.lane):
                 if block.left > block.rate * TOGETHER_US:
                     continue
                 lane = self.lanes[block.lane]
                 lane.left -= 1
-                may = self.may(block.lane)
-                if may is not None and lane.waiting and self.resident(block.lane) <= may:
+                if self.workers(block.lane) is not None and lane.waiting and number in self.may_use(block.lane):
                     lane.waiting -= 1
                     block.left = 1.0
                 else:
@@ -121,7 +127,7 @@ class Reference:
             if lane.said:
                 passed = lane.launch - lane.run.first
                 lane.begins_us = self.now_us + passed * self.spec.skip_us + self.cost(lane).gap_us
-            elif self.may(index) is not None:
+            elif self.workers(index) is not None:
                 lane.ready_us = self.now_us
         order = sorted(range(len(self.lanes)), key=lambda i: (-self.lanes[i].priority, self.lanes[i].ready_us, i))
         for index in order:
@@ -129,13 +135,14 @@ class Reference:
             if lane.run is None or lane.begins_us is not None:
                 continue
             wanted = lane.waiting
-            may = self.may(index)
-            if may is not None:
-                wanted = min(wanted, max(0, int(may) - self.resident(index)))
+            workers = self.workers(index)
+            if workers is not None:
+                wanted = min(wanted, workers - self.resident(index))
             elif lane.run.workers is not None and self.limit(index) == 0 and lane.waiting == lane.left:
                 wanted = 0
+            usable = self.may_use(index)
             while wanted:
-                rooms = [self.room(sm, self.cost(lane)) for sm in self.sms]
+                rooms = [self.room(sm, self.cost(lane)) if i in usable else 0 for i, sm in enumerate(self.sms)]
                 if max(rooms) == 0:
                     break
                 cost = self.cost(lane)
@@ -145,7 +152,7 @@ class Reference:
                 wanted -= 1
                 if lane.span_us is None:
                     lane.span_us = self.now_us
-            if wanted:
+            if wanted and len(usable) == self.geometry.sms:
                 break
         for index, lane in enumerate(self.lanes):
             stopped = self.limit(index) == 0 and not self.resident(index) and not lane.said
@@ -195,9 +202,12 @@ class Reference:
         limits += [lane.run.limits.get(index) for lane in self.lanes if lane.run is not None]
         return min((limit for limit in limits if limit is not None), default=math.inf)
 
-    def may(self, index: int) -> float | None:
-        """Workers that a lane may keep; None if its launch is not elastic."""
+    def workers(self, index: int) -> int | None:
+        """Workers of a lane; None if its launch is not elastic."""
         run = self.lanes[index].run
-        if run is None or run.workers is None or self.cost(self.lanes[index]).rigid:
-            return None
-        return min(run.workers, self.limit(index))
+        return None if run is None or self.cost(self.lanes[index]).rigid else run.workers
+
+    def may_use(self, index: int) -> range:
+        """SMs on which a lane may begin blocks."""
+        sms, limit = self.lanes[index].sms, self.limit(index)
+        return sms if self.workers(index) is None or limit >= len(sms) else sms[: int(limit)]

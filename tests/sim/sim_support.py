@@ -39,12 +39,12 @@ class HandMade:
 
 
 class Scripted:
-    """A policy of one function: event, view -> commands. Remembers what it heard."""
+    """A policy of one function: event, view -> commands; lanes, or their priorities. Remembers what it heard."""
 
     name = "scripted"
 
-    def __init__(self, lanes: Sequence[int], decide: Callable[[Event, View], Iterable[Command]]) -> None:
-        self.lanes = tuple(Lane(f"lane{i}", priority) for i, priority in enumerate(lanes))
+    def __init__(self, lanes: Sequence[int | Lane], decide: Callable[[Event, View], Iterable[Command]]) -> None:
+        self.lanes = tuple(lane if isinstance(lane, Lane) else Lane(f"lane{i}", lane) for i, lane in enumerate(lanes))
         self.heard: list[Event] = []
         self._decide = decide
 

@@ -225,23 +225,88 @@ def test_workers_keep_their_places_and_take_blocks_one_after_another() -> None:
 
 
 def test_a_limit_holds_from_the_next_block_boundary_and_until_it_is_raised() -> None:
-    toy = program("toy", [(80, 64)])
+    toy = program("toy", [(160, 64)])
     commands = {1: Limit(0, 3), 2: Limit(0, None)}
 
     def decide(event: Event, view: View) -> Iterable[Command]:
         if event.kind is EventKind.ARRIVED and event.request is not None:
-            yield Run(event.request, 0, workers=8)
-        elif event.kind is EventKind.TICK:
+            yield Run(event.request, 0, workers=99)
+        elif event.kind is EventKind.TICK and event.time_us in (12.0, 40.0):
             yield commands.pop(min(commands))
+        elif event.kind is EventKind.TICK:
+            held.append(list(device.resident()[:, 0]))
 
-    device, _ = _ticking("sim:h200/8", constant(toy), Scripted([0], decide), [12.0, 40.0], (Task("toy", toy), 0.0))
+    held: list[list[int]] = []
+    device = SimDevice("sim:h200/8", constant(toy, residency=2))
+    policy, arrivals = Scripted([0], decide), Arrivals((Task("toy", toy), 0.0))
+    _at(device, [10.0, 12.0, 36.0, 40.0, 50.0])
+    coordinate(device, policy, arrivals, 1e9, (0.0, 1e12))
+    assert held == [[2] * 8, [2] * 3 + [0] * 5, [2] * 8]
     block_us = 10 * device.spec.elastic_overhead
     first_us = LAUNCH_US + GAP_US
     threads = [(at, n // 64) for at, (n,) in device.usage().samples]
     narrow = [n for at, n in threads if first_us + 2 * block_us - 1 < at < 40.0 + LAUNCH_US]
-    assert set(narrow) == {3}
-    assert (pytest.approx(40.0 + LAUNCH_US), 8) in threads
-    assert device.usage().blocks == 80
+    assert set(narrow) == {6}
+    assert (pytest.approx(40.0 + LAUNCH_US), 16) in threads
+    assert device.usage().blocks == 160
+
+
+def test_workers_that_had_to_leave_come_back_where_they_may_stay() -> None:
+    toy = program("toy", [(80, 64)])
+
+    def decide(event: Event, view: View) -> Iterable[Command]:
+        if event.kind is EventKind.ARRIVED and event.request is not None:
+            yield Run(event.request, 0, workers=8)
+        elif event.kind is EventKind.TICK and event.time_us == 12.0:
+            yield Limit(0, 3)
+        elif event.kind is EventKind.TICK:
+            held.append(list(device.resident()[:, 0]))
+
+    held: list[list[int]] = []
+    device = SimDevice("sim:h200/8", constant(toy, residency=3))
+    _at(device, [10.0, 12.0, 36.0])
+    coordinate(device, Scripted([0], decide), Arrivals((Task("toy", toy), 0.0)), 1e9)
+    assert held == [[1] * 8, [3, 3, 2] + [0] * 5]
+
+
+def test_who_finds_no_room_under_a_limit_keeps_nobody_waiting() -> None:
+    first, second = program("first", [(200, 64)]), program("second", [(8, 64)])
+
+    def decide(event: Event, view: View) -> Iterable[Command]:
+        if event.kind is EventKind.ARRIVED and event.request is not None:
+            workers = 99 if event.request.task.name == "first" else None
+            yield Run(event.request, int(workers is None), workers=workers)
+            if workers:
+                yield Limit(0, 2)
+
+    _, done = serve("sim:h200/8", constant(first, second, residency=2), Scripted([1, 0], decide),
+                    (Task("first", first), 0.0), (Task("second", second), 30.0))  # fmt: skip
+    assert done[0].task.name == "second"
+    assert done[0].latency_us == pytest.approx(LAUNCH_US + GAP_US + 10)
+
+
+def test_a_lane_with_a_partition_uses_its_own_sms_and_others_use_all() -> None:
+    toys = [program(f"toy{i}", [(80, 64)]) for i in range(3)]
+
+    def decide(event: Event, view: View) -> Iterable[Command]:
+        if event.kind is EventKind.ARRIVED and event.request is not None:
+            lane = int(event.request.task.name)
+            yield Run(event.request, lane, workers=99 if lane == 1 else None)
+        elif event.kind is EventKind.TICK:
+            held.append(device.resident().T.tolist())
+            yield Limit(1, 1)
+
+    held: list[list[list[int]]] = []
+    device = SimDevice("sim:h200/8", constant(*toys, residency=2))
+    policy = Scripted([Lane("a", 1, 3), Lane("b", 1, 2), Lane("c")], decide)
+    _at(device, [17.0, 41.0, 1010.0])
+    arrivals = Arrivals(*((Task(str(i), toy), 1000.0 * (i > 1)) for i, toy in enumerate(toys)))
+    coordinate(device, policy, arrivals, 1e9)
+    (a, b, _), (_, narrow, _), (_, _, c) = held
+    assert a == [0, 0, 0, 0, 0, 2, 2, 2]
+    assert b == [0, 0, 0, 2, 2, 0, 0, 0]
+    assert c == [2] * 8
+    assert narrow == [0, 0, 0, 2, 0, 0, 0, 0]
 
 
 def test_a_limit_of_zero_yields_once_and_the_run_goes_on_when_it_rises() -> None:
@@ -269,14 +334,14 @@ def test_a_limit_of_zero_yields_once_and_the_run_goes_on_when_it_rises() -> None
 
 
 def test_limits_of_a_run_hold_from_its_start_to_its_end() -> None:
-    normal, critical = program("normal", [(200, 64)]), program("critical", [(8, 128), (8, 128)])
+    normal, critical = program("normal", [(400, 64)]), program("critical", [(8, 128), (8, 128)])
 
     def decide(event: Event, view: View) -> Iterable[Command]:
         if event.kind is EventKind.ARRIVED and event.request is not None:
             if event.request.task.critical:
                 yield Run(event.request, 1, limits={0: 2})
             else:
-                yield Run(event.request, 0, workers=8)
+                yield Run(event.request, 0, workers=99)
 
     policy = Scripted([0, 1], decide)
     device, _ = serve("sim:h200/8", constant(normal, critical, residency=4), policy,
@@ -285,8 +350,8 @@ def test_limits_of_a_run_hold_from_its_start_to_its_end() -> None:
     begin_us, end_us = spans[0].begin_us - GAP_US, spans[-1].end_us
     during = {n[0] // 64 for at, n in device.usage().samples if begin_us + 11 < at < end_us - 1e-3}
     behind = {n[0] // 64 for at, n in device.usage().samples if end_us <= at < end_us + 5}
-    assert during == {2}
-    assert behind == {8}
+    assert during == {8}  # four on each of two SMs
+    assert behind == {32}
 
 
 def test_what_only_runs_whole_ignores_workers_and_waits_for_a_pause_to_end() -> None:
@@ -404,7 +469,7 @@ def test_many_spans_and_samples_are_all_kept() -> None:
     ({"lane": 0, "workers": 0}, "workers"),
     ({"lane": 0, "blocks": (0, 99)}, "blocks"),
     ({"lane": 0, "limits": {7: 1}}, "lane 7"),
-    ({"lane": 0, "limits": {1: -1}}, "-1 workers"),
+    ({"lane": 0, "limits": {1: -1}}, "-1 SMs"),
     ({"lane": 0, "limits": {0: 1}}, "own lane"),
 ])  # fmt: skip
 def test_runs_that_make_no_sense(change: dict[str, object], words: str) -> None:
@@ -464,6 +529,10 @@ def test_a_device_is_opened_once_and_before_use() -> None:
             use()
     with pytest.raises(DeviceError, match="lane"):
         device.open([])
+    with pytest.raises(DeviceError, match=r"'a' 100, 'b' 33.*has 132"):
+        device.open([Lane("a", sms=100), Lane("b", sms=33), Lane("c")])
+    with pytest.raises(DeviceError, match="'a' has a partition of 0"):
+        device.open([Lane("a", sms=0)])
     device.open([Lane("a")])
     with pytest.raises(DeviceError, match="before"):
         device.open([Lane("a")])
@@ -511,6 +580,12 @@ def _streaming(share: float) -> Counters:
 def _ticking(name: str, profiles: Profiles, policy: Scripted, ticks: list[float], *arrivals: tuple[Task, float]
              ) -> tuple[SimDevice, list[Request]]:  # fmt: skip
     device = SimDevice(name, profiles)
+    _at(device, ticks)
+    return device, coordinate(device, policy, Arrivals(*arrivals), 1e9, (0.0, 1e12))
+
+
+def _at(device: SimDevice, ticks: list[float]) -> None:
+    """Let the device give ticks at these times once it is open."""
     open_ = device.open
 
     def opened(*args: object) -> None:
@@ -519,4 +594,3 @@ def _ticking(name: str, profiles: Profiles, policy: Scripted, ticks: list[float]
             device.wake(at)
 
     device.open = opened  # type: ignore[assignment, method-assign]
-    return device, coordinate(device, policy, Arrivals(*arrivals), 1e9, (0.0, 1e12))

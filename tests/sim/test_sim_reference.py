@@ -11,7 +11,7 @@ from sim_support import MEASURED_SMS, Arrivals, HandMade, Scripted
 from support import program
 
 from miriam.coordinator import View, coordinate
-from miriam.device.base import Command, Event, EventKind, Limit, Run
+from miriam.device.base import Command, Event, EventKind, Lane, Limit, Run
 from miriam.device.sim.costs import CostModel
 from miriam.device.sim.device import SimDevice
 from miriam.device.sim.spec import parse
@@ -20,6 +20,7 @@ from miriam.program import Program
 from miriam.task import Request, Task
 
 APART_US = 25.0
+DEVICE = "sim:h200/4"
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,11 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Lane:
+class Load:
     """One lane and the one program that runs on it."""
 
     priority: int
+    sms: int | None
     workers: int | None
     limits: dict[int, int]
     registers: int
@@ -49,13 +51,14 @@ class Lane:
 class Scenario:
     """Lanes, and limits set one after another."""
 
-    lanes: tuple[Lane, ...]
+    lanes: tuple[Load, ...]
     limits: tuple[tuple[int, int | None], ...]
 
 
 @st.composite
 def scenarios(draw: st.DrawFn) -> Scenario:
     lanes = draw(st.integers(1, 3))
+    parts = draw(st.permutations([draw(st.none() | st.integers(1, 2)), draw(st.none() | st.integers(1, 2)), None]))
     share = st.floats(0.0, 1.0)
     steps = st.builds(
         Step, st.integers(1, 40), st.sampled_from([32, 96, 256, 1024]), st.floats(1.0, 40.0), st.integers(1, 8),
@@ -63,8 +66,9 @@ def scenarios(draw: st.DrawFn) -> Scenario:
     )  # fmt: skip
     return Scenario(
         tuple(
-            Lane(
+            Load(
                 draw(st.integers(0, 2)),
+                parts.pop(),
                 draw(st.none() | st.integers(1, 20)),
                 {other: draw(st.integers(0, 4)) for other in range(i) if draw(st.booleans())},
                 draw(st.sampled_from([16, 64])),
@@ -109,8 +113,12 @@ def _both(scenario: Scenario, memory: float) -> tuple[list[float], list[float]]:
     return [n for row in ours for n in row], [n for row in theirs for n in row]
 
 
+def _lanes(scenario: Scenario) -> list[Lane]:
+    return [Lane(str(i), load.priority, load.sms) for i, load in enumerate(scenario.lanes)]
+
+
 def _profile(step: Step, memory: float) -> LaunchProfile:
-    times = {s: 1.06 + step.wave_us * -(-step.blocks // (3 * s)) for s in (2, *MEASURED_SMS)}
+    times = {s: 1.06 + step.wave_us * -(-step.blocks // (3 * s)) for s in (4, *MEASURED_SMS)}
     moved = memory * 4.8e6 * times[132]
     dram, l2, issue, pipe = step.loads
     return LaunchProfile(
@@ -119,7 +127,7 @@ def _profile(step: Step, memory: float) -> LaunchProfile:
 
 
 def _simulated(scenario: Scenario, profiles: HandMade, toys: list[Program]) -> list[tuple[float, ...]]:
-    device = SimDevice("sim:h200/2", profiles)
+    device = SimDevice(DEVICE, profiles)
     script = list(scenario.limits)
     yields: list[tuple[float, ...]] = []
 
@@ -137,7 +145,7 @@ def _simulated(scenario: Scenario, profiles: HandMade, toys: list[Program]) -> l
             yields.append((event.run.lane,))
 
     arrivals = Arrivals(*((Task(toy.name, toy), APART_US * i) for i, toy in enumerate(toys)))
-    policy = Scripted([lane.priority for lane in scenario.lanes], decide)
+    policy = Scripted(_lanes(scenario), decide)
     done = coordinate(device, policy, arrivals, 1e9, (0.0, 1e9))
     assert len(done) == len(toys)
     assert device.usage().blocks == sum(step.blocks for toy in toys for step in toy.launches)
@@ -146,10 +154,10 @@ def _simulated(scenario: Scenario, profiles: HandMade, toys: list[Program]) -> l
 
 
 def _expected(scenario: Scenario, profiles: HandMade, toys: list[Program]) -> list[tuple[float, ...]]:
-    spec = parse("sim:h200/2")
+    spec = parse(DEVICE)
     model = CostModel(spec, profiles)
     costs = {id(toy): model.program(toy) for toy in toys}
-    reference = Reference(spec, [lane.priority for lane in scenario.lanes], costs)
+    reference = Reference(spec, _lanes(scenario), costs)
     commands: list[tuple[float, Run | Limit]] = []
     for i, (toy, lane) in enumerate(zip(toys, scenario.lanes, strict=True)):
         cost_us = spec.host_graph_us if len(toy.launches) > 1 else spec.host_launch_us

@@ -1,12 +1,14 @@
 """The seam between policies and devices: lanes, commands, events, geometry.
 
 A coordinator is one loop (:func:`miriam.coordinator.coordinate`): for every event of a device it asks
-the policy for commands and submits them. Two commands are enough:
+the policy for commands and carries them out. Three commands are enough:
 
 :class:`Run`
     a whole program, some of its launches, or one shard of one launch, on a lane, at a width;
 :class:`Limit`
-    how many workers a lane may keep from now on.
+    how many SMs the workers of a lane may keep from now on;
+:class:`Wake`
+    ask the policy again at a time.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ __all__ = [
     "Run",
     "Span",
     "Usage",
+    "Wake",
 ]
 
 
@@ -50,6 +53,9 @@ class Geometry:
     shared_reserved_bytes
         What the system takes of every resident block's shared memory (1 KiB since compute
         capability 8.0).
+    partition_sms
+        SMs of the smallest partition, and what the sizes of partitions are multiples of (CUDA driver
+        API, ``cuDevSmResourceSplitByCount``: 2 for compute capability 7, at least 4 for 8, 8 for 9).
     """
 
     sms: int
@@ -59,6 +65,7 @@ class Geometry:
     shared_per_sm_bytes: int
     shared_per_block_bytes: int
     shared_reserved_bytes: int = 0
+    partition_sms: int = 8
 
     def residency(self, kernel: Kernel, threads: int | None = None) -> int:
         """Blocks of ``kernel`` that one SM holds at a time; 0 if not even one fits.
@@ -85,10 +92,22 @@ class Geometry:
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """An ordered queue of work on a device: one run after another. Higher priority goes first."""
+    """An ordered queue of work on a device: one run after another.
+
+    Attributes
+    ----------
+    name
+        For people.
+    priority
+        Blocks of a lane with a higher one are placed first.
+    sms
+        A number: the lane has a partition of so many SMs and uses no others. Partitions do not
+        overlap. None: it uses all SMs of the device, those of partitions included.
+    """
 
     name: str
     priority: int = 0
+    sms: int | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -109,11 +128,12 @@ class Run:
     workers
         None: the original form, a physical block for each logical one. A number: elastic form, so
         many workers, each running logical blocks one after another until none is left or a limit
-        of the lane tells it to leave.
+        of the lane takes its SM away.
     threads
         Threads of a physical block, if fewer than the kernel has (thin blocks).
     limits
-        Worker limits of other lanes, by index, that hold from this run's start to its end.
+        Limits of other lanes, by index, in SMs as in :class:`Limit`, that hold from this run's start
+        to its end. Of several that hold at a time the lowest counts.
     after
         Runs, of whatever lane, that must be finished before this one starts; each was submitted
         before it. The device orders this by itself, with no turn of the host.
@@ -138,16 +158,25 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """From now on a lane may keep at most so many workers of elastic runs; None: all it wants.
+    """From now on workers of a lane's elastic runs may stay on so many SMs only; None: on all.
 
-    Zero pauses the lane at the next block boundary of every worker.
+    Those are the first ``sms`` that the lane can use, always in the same order. Workers elsewhere leave
+    at their next block boundary; those that come later go where they may stay. Zero pauses the lane.
+    Launches that only run whole do not start in a paused lane, and know no other limit.
     """
 
     lane: int
-    workers: int | None
+    sms: int | None
 
 
-Command: TypeAlias = Run | Limit
+@dataclass(frozen=True, slots=True)
+class Wake:
+    """Give a TICK at this time, or at once if it has passed. The coordinator sees to it."""
+
+    time_us: float
+
+
+Command: TypeAlias = Run | Limit | Wake
 
 
 class EventKind(Enum):
@@ -161,7 +190,7 @@ class EventKind(Enum):
     """The last worker of an elastic run left because of a limit of zero; the run goes on by itself
     when the limit rises."""
     TICK = auto()
-    """A time that was asked for with :meth:`Device.wake` has come."""
+    """A time that was asked for with :class:`Wake` has come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,7 +295,7 @@ class Device(Protocol):
     def launch_us(self, program: Program) -> tuple[float, ...]:
         """Time of each launch of ``program`` alone on this device, launch gap included."""
 
-    def submit(self, command: Command) -> None:
+    def submit(self, command: Run | Limit) -> None:
         """Carry out a command, after the ones submitted before it."""
 
     def events(self, until_us: float) -> Iterator[Event]:
@@ -301,3 +330,29 @@ def check_run(run: Run, lanes: int) -> None:
         raise DeviceError(f"{run.workers} workers: an elastic run needs at least one; use Limit to pause a lane")
     if run.threads is not None and not 1 <= run.threads <= program.kernel_of(run.first).threads:
         raise DeviceError(f"{run.threads} threads a block: 1 to {program.kernel_of(run.first).threads} are possible")
+    for lane, sms in run.limits.items():
+        check_limit(Limit(lane, sms), lanes)
+        if lane == run.lane:
+            raise DeviceError(f"a run limits its own lane {lane}: give it fewer workers instead")
+
+
+def check_limit(limit: Limit, lanes: int) -> None:
+    """Raise :class:`DeviceError` if ``limit`` makes no sense on a device with so many lanes."""
+    if not 0 <= limit.lane < lanes:
+        raise DeviceError(f"limit on lane {limit.lane}, the device was opened with {lanes}")
+    if limit.sms is not None and limit.sms < 0:
+        raise DeviceError(f"a limit of {limit.sms} SMs: zero pauses a lane, None sets it free")
+
+
+def check_lanes(lanes: Sequence[Lane], sms: int) -> None:
+    """Raise :class:`DeviceError` if a device of so many SMs cannot have these lanes."""
+    if not lanes:
+        raise DeviceError("a device was opened without a lane: give it at least one")
+    parts = [lane for lane in lanes if lane.sms is not None]
+    for lane in parts:
+        if lane.sms is not None and lane.sms < 1:
+            raise DeviceError(f"lane {lane.name!r} has a partition of {lane.sms} SMs: it needs one at least")
+    asked = sum(lane.sms or 0 for lane in parts)
+    if asked > sms:
+        named = ", ".join(f"{lane.name!r} {lane.sms}" for lane in parts)
+        raise DeviceError(f"partitions of {asked} SMs ({named}): the device has {sms}")

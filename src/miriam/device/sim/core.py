@@ -8,10 +8,12 @@ What it models of the hardware:
 * Only the head launches of the queues (lanes) can place blocks: those of a higher priority first,
   those of one priority in the order in which they became ready; while one has blocks left that do not
   fit, none behind it places any (Amert et al., "GPU Scheduling on the NVIDIA TX2: Hidden Details
-  Revealed", RTSS 2017).
+  Revealed", RTSS 2017). One that may use only some of the SMs keeps nobody waiting.
+* A lane with a partition uses the SMs of that, any other lane all SMs.
 * An elastic worker keeps its place on the SM and takes one logical block after another. It leaves at
-  the end of a block when its lane may not keep so many workers any more. A run that all of them left
-  is launched again when its lane may go on, and has to pass its complete launches.
+  the end of a block when a limit of its lane leaves that SM out; others come where the
+  lane may stay. A run that all of them left is launched again when its lane may go on, and has to pass
+  its complete launches.
 
 What one block costs and how company stretches it: :mod:`miriam.device.sim.costs`.
 
@@ -132,14 +134,22 @@ def _paused(st: State, k: int) -> bool:
 
 
 @_inner
+def _end_sm(st: State, k: int) -> int:
+    """End of the SMs on which the launch of a lane may begin blocks; they begin with FROM_SM."""
+    end: int = st.lane[k, col.TO_SM]
+    if st.lane[k, col.WORKERS] < ALL:
+        end = min(end, st.lane[k, col.FROM_SM] + st.lane[k, col.LIMIT])
+    return end
+
+
+@_inner
 def _wanted(st: State, k: int) -> int:
     """Physical blocks that a lane would place now."""
     if st.lane[k, col.PHASE] != col.OPEN:
         return 0
     waiting: int = st.lane[k, col.WAITING]
     if st.lane[k, col.WORKERS] < ALL:
-        more: int = min(st.lane[k, col.WORKERS], st.lane[k, col.LIMIT]) - st.lane[k, col.RUNNING]
-        return min(waiting, max(more, 0))
+        return min(waiting, st.lane[k, col.WORKERS] - st.lane[k, col.RUNNING])
     if _paused(st, k) and waiting == st.lane[k, col.LEFT]:
         return 0  # a launch that only runs whole does not begin in a paused lane
     return waiting
@@ -149,8 +159,9 @@ def _wanted(st: State, k: int) -> int:
 def _place(st: State, k: int, wanted: int) -> int:
     """Place up to ``wanted`` blocks of a lane; how many found no room."""
     row = st.lane[k, col.ROW]
+    begin, end = st.lane[k, col.FROM_SM], _end_sm(st, k)
     everywhere, most = 0, 0
-    for s in range(st.free.shape[0]):
+    for s in range(begin, end):
         room = 0
         if st.touched[s] or not st.lane[k, col.BLOCKED]:
             room = st.free[s, col.SLOTS]
@@ -162,7 +173,7 @@ def _place(st: State, k: int, wanted: int) -> int:
         most = max(most, room)
     left = wanted
     while left > 0 and most > 0:
-        for s in range(st.free.shape[0]):
+        for s in range(begin, end):
             if st.room[s] == most:
                 take = most if everywhere <= wanted else 1
                 _sync(st, s, st.now[col.TIME])
@@ -204,7 +215,7 @@ def _place_all(st: State) -> None:
         left = 0
         if free:
             left = _place(st, first, st.lane[first, col.TURN])
-            free = left == 0
+            free = left == 0 or _end_sm(st, first) - st.lane[first, col.FROM_SM] < st.free.shape[0]
         st.lane[first, col.TURN] = -1 if left > 0 else 0
     for k in range(lanes):
         # Only a lane that has just found every SM full may look at the changed ones alone next time.
@@ -227,6 +238,8 @@ def _begin(st: State) -> None:
         for j in range(lanes):
             if st.lane[j, col.PHASE] != col.EMPTY:
                 limit = min(limit, st.limits[st.lane[j, col.HEAD], k])
+        if limit > st.lane[k, col.LIMIT]:
+            st.lane[k, col.BLOCKED] = 0  # SMs that it may use now have not changed otherwise
         if limit > st.lane[k, col.LIMIT] and st.lane[k, col.PHASE] == col.OPEN:
             if st.lane[k, col.SAID]:  # everybody left: the run is launched again and passes what is complete
                 st.lane[k, col.PHASE] = col.BETWEEN
@@ -283,9 +296,8 @@ def _finish(st: State, s: int) -> None:
         st.lane[k, col.LEFT] -= done
         st.total[col.BLOCKS] += done
         stay = 0
-        if st.lane[k, col.WORKERS] < ALL:
-            over = max(st.lane[k, col.RUNNING] - min(st.lane[k, col.WORKERS], st.lane[k, col.LIMIT]), 0)
-            stay = min(max(done - over, 0), st.lane[k, col.WAITING])
+        if st.lane[k, col.WORKERS] < ALL and s < _end_sm(st, k):
+            stay = min(done, st.lane[k, col.WAITING])
         if stay > 0:
             st.lane[k, col.WAITING] -= stay
             _add(st, s, k, stay)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from miriam.device.base import Command, Event, EventKind, Lane, Limit, Run, Span, Usage, check_run
+from miriam.device.base import Event, EventKind, Lane, Limit, Run, Span, Usage, check_lanes, check_limit, check_run
 from miriam.device.sim import state as col
 from miriam.device.sim.costs import BlockCost, CostModel
 from miriam.device.sim.spec import parse
@@ -65,7 +65,7 @@ class SimDevice:
         self._lanes: tuple[Lane, ...] = ()
         self._queue: list[tuple[float, int, float, EventKind, Request | None, Run | None]] = []
         self._order = itertools.count()
-        self._commands: deque[tuple[float, Command]] = deque()
+        self._commands: deque[tuple[float, Run | Limit]] = deque()
         self._host_us = 0.0
         self._heard_us = 0.0
         self._places: list[int] = []
@@ -81,10 +81,9 @@ class SimDevice:
         """Make the lanes; called once. ``trace_us``: the window whose spans and samples are kept."""
         if self._state is not None or self._closed:
             raise DeviceError(f"{self.name} was opened before: make a new device for every run")
-        if not lanes:
-            raise DeviceError(f"{self.name} was opened without a lane: give it at least one")
+        check_lanes(lanes, self.geometry.sms)
         self._lanes = tuple(lanes)
-        self._state = new_state(self.spec, [lane.priority for lane in lanes], _RUNS, _SAMPLES, _SPANS)
+        self._state = new_state(self.spec, lanes, _RUNS, _SAMPLES, _SPANS)
         self._places = list(range(_RUNS))[::-1]
         if trace_us is not None:
             self._state.now[col.TRACE_FROM : col.TRACE_TO + 1] = trace_us
@@ -108,7 +107,7 @@ class SimDevice:
         """Time of each launch of ``program`` alone on this device, launch gap included."""
         return tuple(cost.alone_us for cost in self._cost(program, None))
 
-    def submit(self, command: Command) -> None:
+    def submit(self, command: Run | Limit) -> None:
         """Carry out a command, after the ones submitted before it."""
         self._opened()
         if isinstance(command, Run):
@@ -116,7 +115,7 @@ class SimDevice:
             self._flying[command] = -1
             cost_us = self.spec.host_graph_us if len(command.launches) > 1 else self.spec.host_launch_us
         else:
-            self._check_lane(command.lane, command.workers)
+            check_limit(command, len(self._lanes))
             cost_us = self.spec.host_launch_us
         self._host_us += cost_us
         self._commands.append((self._host_us, command))
@@ -173,20 +172,10 @@ class SimDevice:
             raise DeviceError(f"{self.name} has not been opened: call open() with the policy's lanes first")
         return self._state
 
-    def _check_lane(self, lane: int, workers: int | None) -> None:
-        if not 0 <= lane < len(self._lanes):
-            raise DeviceError(f"limit on lane {lane}, the device was opened with {len(self._lanes)}")
-        if workers is not None and workers < 0:
-            raise DeviceError(f"a limit of {workers} workers: zero pauses a lane, None sets it free")
-
     def _check(self, run: Run) -> None:
         check_run(run, len(self._lanes))
         if run in self._flying:
             raise DeviceError("a run was submitted twice: make a new Run for every submission")
-        for lane, workers in run.limits.items():
-            self._check_lane(lane, workers)
-            if lane == run.lane:
-                raise DeviceError(f"a run limits its own lane {lane}: give it fewer workers instead")
         costs = self._cost(run.request.task.program, run.threads)
         if run.blocks is not None:
             cost = costs[run.first]
@@ -233,11 +222,11 @@ class SimDevice:
         self._uses += 1
         self._used[id(run.request.task.program)] = self._uses
 
-    def _apply(self, command: Command) -> None:
+    def _apply(self, command: Run | Limit) -> None:
         """A command reaches the device."""
         if isinstance(command, Limit):
             state = self._opened()
-            state.lane[command.lane, col.BASE] = ALL if command.workers is None else command.workers
+            state.lane[command.lane, col.BASE] = ALL if command.sms is None else command.sms
         else:
             row = self._first_row(command)
             if not self._places:
@@ -265,9 +254,9 @@ class SimDevice:
         state.run[place, col.WORKER_COUNT] = NONE if run.workers is None else run.workers
         state.started[place] = np.nan
         state.limits[place] = ALL
-        for lane, workers in run.limits.items():
-            if workers is not None:
-                state.limits[place, lane] = workers
+        for lane, sms in run.limits.items():
+            if sms is not None:
+                state.limits[place, lane] = sms
         lane = state.lane[run.lane]
         if lane[col.TAIL] == NONE:
             lane[col.HEAD] = place

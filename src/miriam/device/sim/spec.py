@@ -110,7 +110,7 @@ to notice is assumed (a polled event)."""
 
 XAVIER = Spec(
     name="xavier",
-    geometry=Geometry(8, 2048, 32, 65536, 96 * _KIB, 96 * _KIB),
+    geometry=Geometry(8, 2048, 32, 65536, 96 * _KIB, 96 * _KIB, partition_sms=2),
     whole_sms=8,
     clock_mhz=1377.0,
     fp32_lanes=64,
@@ -134,7 +134,7 @@ Launch gap, first use, passing a launch and host costs are assumed."""
 
 ORIN = Spec(
     name="orin",
-    geometry=Geometry(16, 1536, 16, 65536, 164 * _KIB, 163 * _KIB, 1 * _KIB),
+    geometry=Geometry(16, 1536, 16, 65536, 164 * _KIB, 163 * _KIB, 1 * _KIB, partition_sms=4),
     whole_sms=16,
     clock_mhz=1300.0,
     fp32_lanes=128,
@@ -157,7 +157,7 @@ and SM), launch gap, first use, passing a launch and host costs are assumed."""
 
 RTX2060 = Spec(
     name="rtx2060",
-    geometry=Geometry(30, 1024, 16, 65536, 64 * _KIB, 64 * _KIB),
+    geometry=Geometry(30, 1024, 16, 65536, 64 * _KIB, 64 * _KIB, partition_sms=2),
     whole_sms=30,
     clock_mhz=1680.0,
     fp32_lanes=64,

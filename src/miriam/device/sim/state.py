@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from miriam.device.base import Lane
 from miriam.device.sim.costs import BlockCost
 from miriam.device.sim.spec import Spec
 
@@ -31,8 +32,9 @@ BLOCKS, WARPS, ACTIVE, DIRTY, SAMPLES, SPANS, OUT = range(7)
 GAP, DURATION, SM, DRAM, L2, DRAM_WEIGHT, L2_WEIGHT, REST = range(8)
 THREADS, REGISTERS, SHARED, SLOTS, WARP_COUNT, GRID, RIGID = range(7)
 # Columns of `lane`.
-(PRIORITY, BASE, LIMIT, HEAD, TAIL, PHASE, STEP, ROW, WAITING, RUNNING, LEFT, WORKERS, SAID, BLOCKED, TURN) = range(15)
-LANE_COLUMNS = 15
+(PRIORITY, BASE, LIMIT, HEAD, TAIL, PHASE, STEP, ROW, WAITING, RUNNING, LEFT, WORKERS, SAID, BLOCKED, TURN,
+ FROM_SM, TO_SM) = range(17)  # fmt: skip
+LANE_COLUMNS = 17
 # Columns of `run`.
 LANE, NEXT, WAITS, FIRST_ROW, FIRST_STEP, STEPS, SHARD, WORKER_COUNT = range(8)
 # Phases of a lane: nothing begun, the gap before a launch, a launch under way.
@@ -49,10 +51,10 @@ class State(NamedTuple):
     cost, need
         Shape (R, 8) and (R, 7): launches.
     lane, timer, ready, began
-        Shape (L, 15), (L,), (L,), (L,): what a lane does; when its gap ends, when its launch became ready
+        Shape (L, 17), (L,), (L,), (L,): what a lane does; when its gap ends, when its launch became ready
         and when the first block of it was placed.
     run, started, limits
-        Shape (Q, 8), (Q,), (Q, L): runs; time of their first block; worker limits that they set.
+        Shape (Q, 8), (Q,), (Q, L): runs; time of their first block; limits that they set.
     free
         Shape (S, 4): what an SM has left.
     held, clock, rate
@@ -96,14 +98,19 @@ class State(NamedTuple):
     spans: Ints
 
 
-def new_state(spec: Spec, priorities: Sequence[int], runs: int, samples: int, spans: int) -> State:
+def new_state(spec: Spec, opened: Sequence[Lane], runs: int, samples: int, spans: int) -> State:
     """An empty device; ``runs`` places for runs, buffers for so many samples and spans."""
     geometry = spec.geometry
-    sms, lanes, slots = geometry.sms, len(priorities), geometry.blocks_per_sm
+    sms, lanes, slots = geometry.sms, len(opened), geometry.blocks_per_sm
     lane = np.zeros((lanes, LANE_COLUMNS), np.int64)
-    lane[:, PRIORITY] = priorities
+    lane[:, PRIORITY] = [one.priority for one in opened]
     lane[:, (BASE, LIMIT)] = ALL
     lane[:, (HEAD, TAIL)] = NONE
+    lane[:, TO_SM] = top = sms
+    for k, one in enumerate(opened):  # partitions from the top, so that limits of other lanes reach them last
+        if one.sms is not None:
+            lane[k, FROM_SM], lane[k, TO_SM] = top - one.sms, top
+            top -= one.sms
     free = np.empty((sms, 4), np.int64)
     free[:, THREADS] = geometry.threads_per_sm
     free[:, REGISTERS] = geometry.registers_per_sm
