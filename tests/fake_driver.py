@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 from enum import IntEnum
 from types import SimpleNamespace
 from typing import Any
+
+import pytest
 
 
 class CUresult(IntEnum):
@@ -76,6 +79,10 @@ class FakeDriver:
             return (status,)
 
         return call
+
+    def install(self, patch: pytest.MonkeyPatch) -> None:
+        """Take the place of the bindings."""
+        patch.setitem(sys.modules, "cuda.bindings", SimpleNamespace(driver=self))
 
     def names(self) -> list[str]:
         return [name for name, _ in self.calls]
@@ -148,6 +155,9 @@ class FakeDriver:
         table = ctypes.cast(parameters, ctypes.POINTER(ctypes.c_void_p))
         raw = tuple(ctypes.string_at(table[i], size) for i, size in enumerate(sizes))
         self.launches.append((function, tuple(shape[:3]), tuple(shape[3:6]), shape[6], raw))
+        return ()
+
+    def _cuGraphLaunch(self, graph: Any, stream: Any) -> tuple[()]:
         return ()
 
     def _cuEventElapsedTime(self, start: Any, end: Any) -> tuple[float]:

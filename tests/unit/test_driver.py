@@ -3,7 +3,7 @@
 import ctypes
 import importlib.util
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import program
 
-from miriam.device.cuda import driver
 from miriam.device.cuda.driver import Event, Gpu, Graph, Module, Stream, function_facts, graph_nodes, unavailable
 from miriam.device.cuda.instance import Code, Instance
 from miriam.errors import DeviceError
@@ -24,7 +23,7 @@ OUT_OF_MEMORY = CUresult.CUDA_ERROR_OUT_OF_MEMORY
 @pytest.fixture
 def cu(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
     fake = FakeDriver()
-    monkeypatch.setattr(driver, "_cu", lambda: fake)
+    fake.install(monkeypatch)
     return fake
 
 
@@ -39,7 +38,7 @@ class NoLibrary(ModuleType):
 
 
 def test_without_a_driver_everything_says_why_and_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver, "_cu", lambda: NoLibrary("driver"))
+    monkeypatch.setitem(sys.modules, "cuda.bindings", SimpleNamespace(driver=NoLibrary("driver")))
     assert "no CUDA driver on this machine (Failed to dlopen libcuda.so.1)" in unavailable()
     assert "use a sim device, or install the driver" in unavailable()
     with pytest.raises(DeviceError, match="no CUDA driver on this machine"):
@@ -192,7 +191,7 @@ def test_every_node_comes_once_and_after_those_before_it(data: st.DataObject) ->
     fake.edges = data.draw(st.lists(st.sampled_from(pairs), max_size=20)) if pairs else []
     fake.nodes = [kernel_node(n) for n in data.draw(st.permutations(numbers))]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(driver, "_cu", lambda: fake)
+        fake.install(patch)
         order = [node.function for node in graph_nodes(1)]
     assert sorted(order) == sorted(numbers)
     assert all(order.index(a) < order.index(b) for a, b in fake.edges)

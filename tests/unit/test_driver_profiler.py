@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import program
 
-from miriam.device.cuda import driver
 from miriam.device.cuda.profiler import SM_COUNTS, profile_program, without_events
 from miriam.errors import DeviceError, ProfileError
 from miriam.profile import Counters, LaunchProfile, launch_key
@@ -19,7 +18,7 @@ from miriam.store import ProfileStore
 @pytest.fixture
 def cu(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
     fake = FakeDriver()
-    monkeypatch.setattr(driver, "_cu", lambda: fake)
+    fake.install(monkeypatch)
     return fake
 
 

@@ -1,0 +1,170 @@
+"""What a stream collects into a graph, with loops, choices and branches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+from miriam.device.cuda.driver.calls import bindings, check, constant
+from miriam.device.cuda.driver.event import Event
+from miriam.device.cuda.driver.graph import Graph
+from miriam.errors import DeviceError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from miriam.device.cuda.driver.stream import Stream
+
+__all__ = ["Capture", "begin_capture"]
+
+
+def begin_capture(stream: Stream, body: Any = None) -> None:
+    """Let ``stream`` collect, into ``body`` if one is given.
+
+    In the relaxed mode, since a body gets a stream while the graph around it is collected.
+    """
+    mode = constant("CUstreamCaptureMode", "CU_STREAM_CAPTURE_MODE_RELAXED")
+    if body is None:
+        check("cuStreamBeginCapture", stream.handle, mode)
+    else:
+        check("cuStreamBeginCaptureToGraph", stream.handle, body, None, None, 0, mode)
+
+
+class Capture:
+    """A graph in the making, or the body of a node of one; what is enqueued inside its block goes in.
+
+    An error in the block ends the capture, and nothing of it remains.
+
+    Attributes
+    ----------
+    stream
+        Where to enqueue.
+    """
+
+    stream: Stream
+
+    def __init__(self, stream: Stream, body: Any = None) -> None:
+        self._around = stream
+        self._body = body
+        self._sides: list[Stream] = []
+        self._graph: Graph | None = None
+
+    def __enter__(self) -> Capture:
+        self.stream = self._around if self._body is None else self._around.sibling()
+        try:
+            begin_capture(self.stream, self._body)
+        except BaseException:
+            self._close_streams()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is not None:
+                self._abandon()
+                return
+            try:
+                for side in self._sides:
+                    _follow(self.stream, side)
+            except BaseException:
+                self._abandon()
+                raise
+            made = check("cuStreamEndCapture", self.stream.handle)
+        finally:
+            self._close_streams()  # no sooner: they take part in the capture
+        if self._body is None:
+            self._graph = Graph(made)
+
+    @property
+    def graph(self) -> Graph:
+        """The graph, once its block is left; the caller closes it.
+
+        Raises
+        ------
+        DeviceError
+            The block has not ended, or this is the body of a node.
+        """
+        if self._graph is None:
+            raise DeviceError("a capture has its graph when its block has ended, and the body of a node has none")
+        return self._graph
+
+    def condition(self, default: int = 0) -> int:
+        """Give a handle for a node of this graph, or of a body in it.
+
+        Kernels set it by ``cudaGraphSetConditional``; each run of the graph begins with ``default``.
+
+        Raises
+        ------
+        DeviceError
+            The stream belongs to a partition, where the driver refuses conditions.
+        """
+        if self.stream.partition is not None:
+            raise DeviceError("the driver refuses conditions in graphs on a partition: launch each pass from the host")
+        _, _, graph, *_ = check("cuStreamGetCaptureInfo", self.stream.handle)
+        flags = bindings().CU_GRAPH_COND_ASSIGN_DEFAULT
+        context = check("cuStreamGetCtx", self.stream.handle)
+        return int(check("cuGraphConditionalHandleCreate", graph, context, default, flags))
+
+    def loop(self, handle: int) -> Capture:
+        """Give a body that runs as long as the handle is not 0, which is looked at before each time."""
+        return self._node("WHILE", handle, 1)[0]
+
+    def when(self, handle: int) -> Capture:
+        """Give a body that runs once if the handle is not 0."""
+        return self._node("IF", handle, 1)[0]
+
+    def choose(self, handle: int, count: int) -> list[Capture]:
+        """Give ``count`` bodies; the one whose place in the list the handle names runs, or none."""
+        return self._node("SWITCH", handle, count)
+
+    @contextmanager
+    def beside(self, priority: int | None = None) -> Iterator[Stream]:
+        """Give a stream whose work runs beside what follows here.
+
+        It begins after what is here now, and is joined at the end of the capture. Its priority is the one of
+        :attr:`stream` unless told otherwise.
+        """
+        side = self.stream.sibling(priority)
+        self._sides.append(side)
+        _follow(side, self.stream)
+        yield side
+
+    def _node(self, kind: str, handle: int, count: int) -> list[Capture]:
+        """Put a node with ``count`` bodies behind what is here, and let what follows wait for it."""
+        cu, at = bindings(), self.stream.handle
+        params = cu.CUgraphNodeParams()
+        params.type = cu.CUgraphNodeType.CU_GRAPH_NODE_TYPE_CONDITIONAL
+        node = params.conditional
+        node.type = getattr(cu.CUgraphConditionalNodeType, f"CU_GRAPH_COND_TYPE_{kind}")
+        node.handle, node.size, node.ctx = cu.CUgraphConditionalHandle(handle), count, check("cuStreamGetCtx", at)
+        _, _, graph, before, edges, size = check("cuStreamGetCaptureInfo", at)
+        added = check("cuGraphAddNode", graph, before, edges, size, params)
+        bodies = [Capture(self.stream, cu.CUgraph(int(body))) for body in params.conditional.phGraph_out]
+        how = cu.CUstreamUpdateCaptureDependencies_flags.CU_STREAM_SET_CAPTURE_DEPENDENCIES
+        check("cuStreamUpdateCaptureDependencies", at, [added], None, 1, how)
+        return bodies
+
+    def _abandon(self) -> None:
+        """End the capture whatever the driver says of it; a body goes with the graph around it."""
+        with suppress(DeviceError):
+            made = check("cuStreamEndCapture", self.stream.handle)
+            if self._body is None:
+                check("cuGraphDestroy", made)
+
+    def _close_streams(self) -> None:
+        for side in self._sides if self._body is None else [*self._sides, self.stream]:
+            side.close()
+        self._sides = []
+
+
+def _follow(later: Stream, earlier: Stream) -> None:
+    """Let what comes in ``later`` wait for what is in ``earlier``."""
+    event = Event(timed=False)
+    try:
+        event.record(earlier)
+        later.wait(event)
+    finally:
+        event.close()
