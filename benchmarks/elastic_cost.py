@@ -12,10 +12,12 @@ import argparse
 import datetime
 import json
 import statistics
+import subprocess
 import time
 from importlib.resources import files
 from pathlib import Path
 
+import miriam
 from miriam import zoo
 from miriam.device.cuda.driver import Event, Gpu, Graph, Stream
 from miriam.device.cuda.elastic import ElasticCode, ElasticInstance
@@ -24,6 +26,13 @@ from miriam.device.cuda.profiler import short_name
 from miriam.elastic.dealing import share_sizes
 from miriam.elastic.rewrite import Form
 from miriam.program import Program
+
+
+def machine(gpu: Gpu) -> dict[str, str]:
+    """What a record says of where it was made."""
+    asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    driver = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.split()[0]
+    return {"gpu": gpu.name, "driver": driver, "cuda": gpu.driver_version, "miriam": miriam.__version__}
 
 
 def outputs(instance: Instance) -> list[bytes]:
@@ -107,9 +116,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=300)
     args = parser.parse_args()
     gpu = Gpu(0)
-    record: dict[str, object] = {
-        "gpu": gpu.name, "driver": gpu.driver_version, "date": datetime.date.today().isoformat(), "programs": {},
-    }  # fmt: skip
+    programs: dict[str, dict[str, dict[str, object]]] = {}
+    record = {
+        "what": "what being elastic costs a program alone: one CUDA graph of its elastic kernels, gate included, "
+        "against one of the unmodified kernels, launched in turn; medians; benchmarks/elastic_cost.py",
+        "machine": machine(gpu),
+        "date": datetime.date.today().isoformat(),
+        "rounds": args.rounds,
+        "programs": programs,
+    }
     for path in sorted(Path(str(files("miriam.zoo") / "programs")).glob("*.miriam")):
         if args.only and path.stem not in args.only:
             continue
@@ -119,8 +134,8 @@ def main() -> None:
             start = time.perf_counter()
             rows[str(sms or gpu.geometry.sms)] = facts = measure(gpu, program, sms or None, args.rounds)
             print(f"{path.stem:18} {sms or 'all':>4} {facts} {time.perf_counter() - start:.1f} s", flush=True)
-        record["programs"][path.stem] = rows  # type: ignore[index]
-        args.out.write_text(json.dumps(record, indent=1))
+        programs[path.stem] = rows
+        args.out.write_text(json.dumps(record, indent=1) + "\n")
     gpu.close()
 
 

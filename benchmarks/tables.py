@@ -163,29 +163,43 @@ def elastic_cost(record: dict[str, Any]) -> str:
     return (
         "\n".join(rows)
         + f"\n\nMeasured on one {on['gpu']} (driver {on['driver']}, CUDA {on['cuda']}, {record['date']}): medians of "
-        + "150 runs in turn, each program one CUDA graph, the gate included. "
+        + f"{record['rounds']} runs in turn, each program one CUDA graph, the gate included. "
         + f"All buffers equal to the bit: {'yes' if equal else 'no'}.\n"
     )
 
 
 def interruptions(record: dict[str, Any]) -> str:
-    """Interrupted inferences, and how fast programs leave."""
+    """Interrupted inferences."""
     rows = [
-        "| program | inferences | wrong | passes | of them stopped | shared by two lanes | leaving: median | p99 |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|",
+        "| program | inferences | wrong | passes | of them stopped | lane changed | shared by two lanes |",
+        "|---|--:|--:|--:|--:|--:|--:|",
     ]
-    for name in sorted({*record["storm"], *record["leaving_us"]}):
-        storm, left = record["storm"].get(name), record["leaving_us"].get(name)
-        cells = [f"{storm[k]:,}" if storm else "-" for k in ("inferences", "wrong", "passes", "stopped", "shared")]
-        cells += [f"{left[k]:,.0f} us" if left else "-" for k in ("p50", "p99")]
+    counts = ("inferences", "wrong", "passes", "stopped", "moves", "shared")
+    for name, facts in record["programs"].items():
+        cells = [f"{facts['storm'][count]:,}" if "storm" in facts else "-" for count in counts]
         rows.append(f"| `{name}` | {' | '.join(cells)} |")
     total = record["total"]
-    cells = [f"**{total[k]:,}**" for k in ("inferences", "wrong", "passes", "stopped", "shared")]
-    rows.append(f"| **all** | {' | '.join(cells)} | | |")
+    rows.append(f"| **all** | {' | '.join(f'**{total[count]:,}**' for count in counts)} |")
+    return "\n".join(rows) + f"\n\nMeasured on one {record['machine']['gpu']}, {record['date']}.\n"
+
+
+def leaving(record: dict[str, Any]) -> str:
+    """How soon programs leave."""
+    goal = f"{record['goal_us']:g} us"
+    rows = [
+        f"| program | moments | leaving: median | p90 | p99 | most | within {goal} | walked: median | p99 |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    sums = {f"**all {kind}**": facts for kind, facts in record["leaving"].items()}
+    for name, facts in {**{f"`{name}`": facts for name, facts in record["programs"].items()}, **sums}.items():
+        left, walked = facts["leaving_us"], facts["walked_us"]
+        cells = [f"{left['samples']:,}", *(f"{left[part]:,.1f} us" for part in ("p50", "p90", "p99", "max"))]
+        cells += [f"{left['within_goal']:.1%}", *(f"{walked[part]:,.1f} us" for part in ("p50", "p99"))]
+        rows.append(f"| {name} | {' | '.join(cells)} |")
     return (
         "\n".join(rows)
-        + f"\n\nMeasured on one {record['machine']['gpu']}, {record['date']}; two programs were not "
-        + "interrupted for lack of time. With 53 to 97 moments a program its p99 is the slowest of them.\n"
+        + f"\n\nMeasured on one {record['machine']['gpu']}, {record['date']}. With so few moments a program, its p99 "
+        + "is the second slowest of them.\n"
     )
 
 
@@ -205,13 +219,13 @@ def table(name: str) -> str:
     """The table of a record."""
     if name == "glance":
         return glance()
-    path = RECORDS / f"{name}.json"
+    path = RECORDS / f"{'interruptions' if name == 'leaving' else name}.json"
     if name.startswith("mdtb-"):
         return mdtb(Results.load(path))
     record = json.loads(path.read_text("utf-8"))
     makers = {
         "zoo": zoo, "solo-accuracy": solo, "elastic-kernels": elastic_kernels, "elastic-cost": elastic_cost,
-        "interruptions": interruptions, "rewriting": rewriting,
+        "interruptions": interruptions, "leaving": leaving, "rewriting": rewriting,
     }  # fmt: skip
     return makers[name](record)
 
