@@ -16,6 +16,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -124,6 +125,20 @@ class Tensor:
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     at: Pointer
+
+    @property
+    def item_bytes(self) -> int:
+        """Size of an element."""
+        bits = re.search(r"\d+", self.dtype)  # int64, float8_e4m3fn; bool has none
+        return int(bits[0]) // 8 if bits else 1
+
+    @property
+    def span_bytes(self) -> int:
+        """From the first element to the end of the last."""
+        if 0 in self.shape:
+            return 0
+        last = sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
+        return (last + 1) * self.item_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -244,9 +244,10 @@ class Usage:
         Time in which at least one block was resident.
     occupancy
         Achieved occupancy: resident warps over the warps that an SM can hold, averaged over the
-        SMs and the time in which an SM held at least one block (as Nsight Compute defines it).
+        SMs and the time in which an SM held at least one block (as Nsight Compute defines it). None
+        where nobody can see it.
     sm_active
-        Share of SMs that held at least one block, averaged over the busy time.
+        Share of SMs that held at least one block, averaged over the busy time; None likewise.
     blocks
         Logical blocks that were run.
     samples
@@ -256,8 +257,8 @@ class Usage:
     """
 
     busy_us: float
-    occupancy: float
-    sm_active: float
+    occupancy: float | None
+    sm_active: float | None
     blocks: int
     samples: Sequence[tuple[float, tuple[int, ...]]] = ()
     spans: Sequence[Span] = ()

@@ -24,12 +24,15 @@ from miriam.elastic.state import (
     MAX_LAUNCHES,
     NONE,
     SLOT_BYTES,
+    SM_TABLE_BYTES,
+    SMS,
     TAKEN_BYTES,
     WANTED_AT,
     Argument,
     Counter,
     Inference,
     Lane,
+    ranks,
     shares,
 )
 from miriam.errors import DeviceError
@@ -50,10 +53,8 @@ class ElasticCode:
     def __init__(self, program: Program) -> None:
         elastic = make_elastic(program)
         kernels = {kernel.digest: kernel for kernel in elastic.kernels if kernel.elastic is not None}
-        for kernel in elastic.kernels:
-            if kernel.ptx is not None and kernel.elastic is None:
-                raise DeviceError(f"{kernel.name} of {program.name} has no elastic form: {kernel.opaque}")
         self._kernels = kernels
+        self._opaque = {k.digest: k.opaque for k in elastic.kernels if k.ptx is not None and k.elastic is None}
         self._modules: dict[str, Module] = {}
         self._spilled: set[str] = set()
         self._own: list[Module] = []
@@ -75,8 +76,14 @@ class ElasticCode:
             self.close()
             raise
 
+    def opaque(self, kernel: Kernel) -> str:
+        """Why ``kernel`` has no elastic form and runs whole; empty if it has."""
+        return self._opaque.get(kernel.digest, "")
+
     def has(self, kernel: Kernel, form: Form) -> bool:
         """Whether ``kernel`` has that form."""
+        if self.opaque(kernel):
+            return False
         return form in (ELASTIC if kernel.ptx is None else forms_of(self._kernels[kernel.digest]))
 
     def spills(self, kernel: Kernel) -> bool:
@@ -165,7 +172,7 @@ class ElasticInstance:
         return (memory_grid(_number(step, 3) * _number(step, 2) if kernel.source is Source.FILL else _number(step, 2)),
                 1, 1)  # fmt: skip
 
-    def lane(self, workers: int = 4096, sms: int | None = None) -> ElasticLane:
+    def lane(self, workers: int = 4096, sms: int | None = None, record: int | None = None) -> ElasticLane:
         """A lane of this instance.
 
         Parameters
@@ -174,8 +181,16 @@ class ElasticInstance:
             The most that a looped launch in it may have.
         sms
             SMs that its streams have; all by default. Decides which form a launch takes.
+        record
+            Address of the lane's words and its table of SMs, where several programs take turns in one lane
+            (each pass then ends with a step); by default the lane has words of its own.
         """
-        return ElasticLane(self._gpu, self, workers, sms or self._gpu.geometry.sms)
+        return ElasticLane(self._gpu, self, workers, sms or self._gpu.geometry.sms, record)
+
+    @property
+    def record(self) -> int:
+        """Address of the progress, as gates and steps take it."""
+        return self._inference
 
     @property
     def progress(self) -> Inference:
@@ -216,17 +231,20 @@ class ElasticInstance:
 class ElasticLane:
     """A lane: its limit, and the passes that run under it."""
 
-    def __init__(self, gpu: Gpu, elastic: ElasticInstance, workers: int, sms: int) -> None:
+    def __init__(self, gpu: Gpu, elastic: ElasticInstance, workers: int, sms: int, record: int | None = None) -> None:
         self.workers = workers
         self.sms = sms
         self._gpu = gpu
         self._elastic = elastic
         self._memory: list[int] = []
         try:
-            self._memory.append(gpu.allocate(LANE_BYTES))
             self._memory.append(gpu.allocate(workers * SLOT_BYTES))
-            self._record, self._slots = self._memory
-            gpu.write(self._record, Lane().pack())
+            self._slots = self._memory[0]
+            if record is None:
+                record = gpu.allocate(LANE_BYTES + SM_TABLE_BYTES)
+                self._memory.append(record)
+                gpu.write(record, Lane().pack() + ranks(range(SMS)))
+            self._record = record
         except BaseException:
             self.close()
             raise
@@ -259,12 +277,16 @@ class ElasticLane:
         elastic = self._elastic
         if workers is not None and not 1 <= workers <= self.workers:
             raise DeviceError(f"{workers} workers: this lane was made for 1 to {self.workers}")
-        gate = elastic.code.gate(EXCLUSIVE if workers is None else CLAIMED)
-        threads = EXCLUSIVE_THREADS if workers is None else CLAIMED_THREADS
-        addresses = [elastic._inference.to_bytes(8, "little"), self._record.to_bytes(8, "little")]
-        gate.launch(stream, (1, 1, 1), (threads, 1, 1), 0, addresses)
+        self.gate(stream, looped=workers is not None)
         for i in range(len(elastic.grids)) if launches is None else launches:
             self.launch(stream, i, workers)
+
+    def gate(self, stream: Stream, *, looped: bool = False) -> None:
+        """Enqueue the gate of an exclusive pass, or of one of looped launches."""
+        gate = self._elastic.code.gate(CLAIMED if looped else EXCLUSIVE)
+        threads = CLAIMED_THREADS if looped else EXCLUSIVE_THREADS
+        addresses = [self._elastic.record.to_bytes(8, "little"), self._record.to_bytes(8, "little")]
+        gate.launch(stream, (1, 1, 1), (threads, 1, 1), 0, addresses)
 
     def form(self, index: int) -> tuple[Form, int]:
         """The form that a launch takes in an exclusive pass, and its workers."""
@@ -279,6 +301,11 @@ class ElasticLane:
             return Form.DIRECT, blocks
         return Form.STRIDED, count
 
+    def full(self, index: int) -> int:
+        """Workers of a looped launch that fill the lane's SMs."""
+        kernel = self._elastic.instance.program.kernel_of(index)
+        return min(self.workers, self._room(kernel, Form.LOOPED))
+
     def _room(self, kernel: Kernel, form: Form) -> int:
         threads = MEMORY_THREADS if kernel.ptx is None else kernel.threads
         function = self._elastic.code.function(kernel, form)
@@ -291,7 +318,8 @@ class ElasticLane:
         kernel = instance.program.kernels[step.kernel]
         form, width = self.form(index) if workers is None else (Form.LOOPED, workers)
         if not elastic.code.has(kernel, form):
-            raise DeviceError(f"launch {index}, {kernel.name}, runs whole: it has no place in a looped pass")
+            why = elastic.code.opaque(kernel) or "it has no form for any number of workers"
+            raise DeviceError(f"launch {index}, {kernel.name}, runs whole ({why}): it has no place in such a pass")
         grid, count = elastic.grids[index], elastic.shares[index]
         counter = elastic._counters + index * COUNTER_BYTES
         told = Argument(self._record, elastic._taken[index], counter, self._slots, index, count, grid)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -90,14 +91,28 @@ class Instance:
         return self._gpu.read(self.address(tensor.at), size_bytes)
 
     def fill(self, seed: int = 0) -> None:
-        """Put small random fp16 numbers into everything that the program brings no contents for.
+        """Put small random numbers into everything that the program brings no contents for.
 
-        Speed and power depend on the data: zeros run faster than a network's numbers.
+        Speed and power depend on the data: zeros run faster than a network's numbers. Floating point
+        numbers are fp16; inputs of whole numbers, which may be places in a table, get 0 to 99.
         """
-        numbers = np.random.default_rng(seed).normal(0.0, 0.1, 1 << 19).astype(np.float16).tobytes()
-        for address, buffer in zip(self._memory, self.program.buffers, strict=True):
-            for offset in range(0, buffer.size_bytes if buffer.data is None else 0, len(numbers)):
-                self._gpu.write(address + offset, numbers[: buffer.size_bytes - offset])
+        for i, buffer in enumerate(self.program.buffers):
+            if buffer.data is None:
+                self._scatter(Pointer(i), buffer.size_bytes, np.dtype(np.float16), seed)
+        self.fill_inputs(seed)
+
+    def fill_inputs(self, seed: int) -> None:
+        """Put random numbers, as :meth:`fill` does, into the inputs alone."""
+        for tensor in self.program.inputs:
+            whole = tensor.dtype.startswith(("int", "uint", "bool"))
+            self._scatter(tensor.at, tensor.span_bytes, np.dtype(tensor.dtype if whole else np.float16), seed)
+
+    def _scatter(self, at: Pointer, size_bytes: int, kind: np.dtype[Any], seed: int) -> None:
+        random = np.random.default_rng(seed)
+        some = random.normal(0.0, 0.1, 1 << 19) if kind.kind == "f" else random.integers(0, 100, 1 << 17)
+        numbers = some.astype(kind).tobytes()
+        for offset in range(0, size_bytes, len(numbers)):
+            self._gpu.write(self.address(at) + offset, numbers[: size_bytes - offset])
 
     def runnable(self, launch: int) -> bool:
         """Whether launch number ``launch`` can run from what the program carries."""

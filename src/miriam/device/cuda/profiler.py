@@ -27,7 +27,7 @@ from miriam.progress import Progress, silent
 if TYPE_CHECKING:
     from miriam.store import ProfileStore
 
-__all__ = ["SM_COUNTS", "profile_program", "profile_programs"]
+__all__ = ["SM_COUNTS", "launch_times_us", "profile_program", "profile_programs"]
 
 SM_COUNTS = (8, 16, 32, 64)
 """Partitions that are measured besides the whole GPU, where the GPU is larger."""
@@ -212,6 +212,18 @@ def _measure(
             facts, measured = estimate(found[whole]), False
         store.put_launch(name, key, LaunchProfile(found, residency[where[0]], facts, measured))
     store.put_program(name, program, ProgramProfile(program_us))
+
+
+def launch_times_us(instance: Instance, stream: Stream) -> tuple[float, ...]:
+    """Time of each launch of a program where it stands, in us; nothing but times, and on the SMs of ``stream`` alone."""
+    plain = instance.graph(stream)
+    whole_us = statistics.median(_pipelined_us(lambda: plain.launch(stream), stream))
+    plain.close()
+    events = [Event() for _ in range(len(instance.every()) + 1)]
+    times = without_events(_between_us(instance, stream, events), whole_us)
+    for event in events:
+        event.close()
+    return tuple(times)
 
 
 def _single_us(run: Callable[[], None], stream: Stream) -> list[float]:

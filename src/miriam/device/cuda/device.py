@@ -1,0 +1,430 @@
+"""A GPU, or some SMs of one, as a device that runs lanes."""
+
+from __future__ import annotations
+
+import gc
+import heapq
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from time import perf_counter_ns
+
+from miriam.device.base import Command, Event, EventKind, Geometry, Lane, Limit, Run, Span, Usage, Wake
+from miriam.device.cuda.driver import Stream
+from miriam.device.cuda.instance import Instance
+from miriam.device.cuda.lane import WORDS, CudaLane
+from miriam.device.cuda.place import Place, parse
+from miriam.device.cuda.profiler import launch_times_us, short_name
+from miriam.device.cuda.work import Codes, Holds, Work
+from miriam.elastic.dealing import share_sizes
+from miriam.elastic.state import ALL, IDLE_AT, PADDED_AT
+from miriam.errors import DeviceError
+from miriam.profile import ProfileSource, launch_key
+from miriam.program import Program
+from miriam.task import Request, Task
+
+__all__ = ["CudaDevice"]
+
+_HUNG_US = 20e6  # without a sign of life from a lane that has work and may run
+_COMMAND_US = 5.0  # of the host for a graph launch from Python, as a policy may reckon
+_LONG_NS = 100_000  # making a graph takes more, looking one up less
+_NOTHING = Holds()
+
+
+class CudaDevice:
+    """Runs lanes on a real GPU.
+
+    Every lane is a stream, every run of whole launches a CUDA graph, made when it is first needed; the
+    clock of the device stands still meanwhile. The host polls: arrivals by the clock, ends by words
+    in its own memory that kernels write.
+
+    Parameters
+    ----------
+    name
+        ``cuda:0``, or ``cuda:0/16`` for a device of 16 of its SMs (a green context).
+    profiles
+        Where launch times were measured; those that were not are measured when they are asked for.
+    codes
+        Loaded kernels to share with devices before and after this one; by default owned.
+    verify
+        Compare the outputs of inferences with those of the unmodified kernels; see :meth:`outputs`.
+
+    Raises
+    ------
+    DeviceError
+        There is no such GPU, or it cannot be split like this.
+    """
+
+    def __init__(self, name: str, profiles: ProfileSource, *, codes: Codes | None = None, verify: bool = False) -> None:
+        ordinal, sms = parse(name)
+        self.name = name
+        self.command_us = _COMMAND_US
+        self._profiles = profiles
+        self._verify = verify
+        self._owned = codes is None
+        self._codes = codes or Codes(ordinal)
+        gpu = self._codes.gpu
+        self._model = short_name(gpu.name)
+        whole = gpu.geometry.sms
+        if sms is not None and sms > whole:
+            raise DeviceError(f"{name!r} asks for {sms} SMs: {gpu.name} has {whole}")
+        self._place = Place(gpu, gpu.partition(sms) if sms not in (None, whole) else None)
+        self.notes: tuple[str, ...] = (f"{gpu.name}, CUDA {gpu.driver_version}",)
+        if not self._place.conditional:
+            self.notes += (
+                f"{self._place.sms} of {whole} SMs as a partition (green context), with the clocks, the L2 and the "
+                "memory bandwidth of the whole GPU",
+            )
+        self.geometry: Geometry = self._place.geometry
+        self._lanes: list[CudaLane] = []
+        self._works: dict[tuple[str, Place], Work] = {}
+        self._parts: list[Place] = []
+        self._holds: dict[tuple[int, ...], Holds] = {}
+        self._tables: dict[bytes, int] = {}
+        self._due: list[tuple[float, int, Request | None]] = []
+        self._count = itertools.count()
+        self._left: dict[Request, int] = {}
+        self._flying = 0
+        self._zero_ns = 0
+        self._busy_us = self._busy_since_us = 0.0
+        self._blocks = 0
+        self._spans: list[Span] = []
+        self._trace_us: tuple[float, float] | None = None
+        self._open = True
+
+    def open(self, lanes: Sequence[Lane], trace_us: tuple[float, float] | None = None) -> None:
+        """Make the lanes; called once. ``trace_us``: the window whose spans are kept."""
+        if self._lanes:
+            raise DeviceError(f"{self.name} is open: one device object serves one run")
+        self._trace_us = trace_us
+        gpu = self._codes.gpu
+        wanted = [lane.sms for lane in lanes if lane.sms is not None]
+        if sum(wanted) > self._place.sms:
+            raise DeviceError(f"partitions of {wanted} SMs: {self.name} has {self._place.sms}")
+        self._parts = [Place(gpu, partition) for partition in gpu.partitions(wanted)] if wanted else []
+        parts = iter(self._parts)
+        self._host = gpu.host_memory(WORDS * max(len(lanes), 1))
+        self._control: Stream = self._place.stream(len(lanes))
+        ids: dict[Place, list[int]] = {}
+        for number, lane in enumerate(lanes):
+            place = self._place if lane.sms is None else next(parts)
+            if place not in ids:
+                ids[place] = place.ids()
+            self._lanes.append(CudaLane(lane, place, self._host, number, ids[place]))
+        self._zero_ns = perf_counter_ns()
+
+    def offer(self, request: Request) -> None:
+        """Let ``request`` arrive at its ``arrival_us``."""
+        heapq.heappush(self._due, (request.arrival_us, next(self._count), request))
+
+    def wake(self, time_us: float) -> None:
+        """Give a TICK at that time."""
+        heapq.heappush(self._due, (time_us, next(self._count), None))
+
+    def launch_us(self, program: Program) -> tuple[float, ...]:
+        """Time of each launch of ``program`` alone on this device, launch gap included."""
+        found = []
+        for step in program.launches:
+            profile = self._profiles.launch(self._model, launch_key(program.kernels[step.kernel], step))
+            found.append(None if profile is None else profile.times_us.get(self._place.sms))
+        known = tuple(time for time in found if time is not None)
+        if len(known) == len(found):
+            return known
+        self._place.activate()
+        stream, instance = self._place.stream(), Instance(self._codes.gpu, program, self._codes.plain(program))
+        instance.fill()
+        times = launch_times_us(instance, stream)
+        instance.close()
+        stream.close()
+        return times
+
+    def submit(self, command: Command) -> None:
+        """Carry out a command, after the ones submitted before it.
+
+        Raises
+        ------
+        DeviceError
+            The driver refuses; or elastic workers were asked for a part of a program that is no shard.
+        """
+        if isinstance(command, Wake):
+            self.wake(command.time_us)
+            return
+        if isinstance(command, Limit):
+            lane = self._lanes[command.lane]
+            lane.idle = ALL if command.sms is None else command.sms
+            self._write(lane, IDLE_AT, lane.idle)
+            self._go_on(lane)
+            return
+        lane, request = self._lanes[command.lane], command.request
+        if request not in self._left:
+            self._left[request] = sum(step.blocks for step in request.task.program.launches)
+        if not lane.flying:
+            lane.since_us = self._now_us()
+            if not self._flying:
+                self._busy_since_us = lane.since_us
+        lane.flying.append(command)
+        self._flying += 1
+        self._begin(lane)
+
+    def _begin(self, lane: CudaLane) -> None:
+        """Enqueue what may be enqueued of a lane: everything, but for what the host itself has to keep in order."""
+        while lane.begun < len(lane.flying):
+            run = lane.flying[lane.begun]
+            work = self._work(run.request.task, lane)
+            elastic = run.workers is not None and run.blocks is None and self._elastic(work, run)
+            in_passes = elastic and not lane.place.conditional
+            if lane.passing or (in_passes and lane.begun):
+                return
+            lane.begun += 1
+            for earlier in run.after:
+                other = self._lanes[earlier.lane]
+                if other is not lane and earlier in other.flying:
+                    lane.stream.wait(other.mark())
+            if run.blocks is not None:
+                work.shard(lane, run.first, run.blocks, run.threads)
+            elif in_passes:
+                lane.passing = work
+                self._go_on(lane)
+            elif elastic:
+                with self._standing_still():
+                    graph = work.resident(lane, narrow=lane.padded > 0 and work.resizable)
+                graph.launch(lane.stream)
+            else:
+                self._whole(work, lane, run)
+
+    def _whole(self, work: Work, lane: CudaLane, run: Run) -> None:
+        """Enqueue launches as they are."""
+        holds = self._holds_of(run)
+        overlapping = any(other.held for other in holds.lanes)
+        with self._standing_still():
+            graph = work.original(lane, run.launches, holds, hold=not overlapping)
+        if overlapping:  # at once: the graph may wait for a run in front of it, whose end would let go
+            self._codes.control.hold(self._control, holds.table, len(holds.lanes))
+        graph.launch(lane.stream)
+        for other in holds.lanes:
+            other.held += 1
+
+    def _go_on(self, lane: CudaLane) -> None:
+        """Enqueue the next pass of the inference under way, where the host does that and the limit lets it run."""
+        work, limit = lane.passing, lane.limit
+        if work is None or lane.in_pass or limit == 0:
+            return
+        narrow = limit != ALL
+        if narrow and not work.resizable:
+            return
+        with self._standing_still():
+            graph = work.single(lane, narrow=narrow)
+        graph.launch(lane.stream)
+        lane.in_pass = True
+
+    def _elastic(self, work: Work, run: Run) -> bool:
+        """Whether a program can run with elastic workers here; says why if it cannot."""
+        program = work.program
+        if len(run.launches) != len(program.launches):
+            raise DeviceError(
+                f"elastic workers for launches {run.first} to {run.launches.stop - 1} of {program.name}: on a GPU an "
+                "elastic run is a whole program, or a shard of one launch"
+            )
+        if work.opaque and not self._place.conditional:
+            name, why = next(iter(work.opaque.items()))
+            self._say(f"{program.name} runs whole in a partition: {name} is not elastic ({why})")
+            return False
+        return True
+
+    def _holds_of(self, run: Run) -> Holds:
+        """The limits that a run asks of other lanes, brought up to date."""
+        if not run.limits:
+            return _NOTHING
+        numbers = tuple(run.limits)
+        if numbers not in self._holds:
+            lanes = tuple(self._lanes[number] for number in numbers)
+            self._holds[numbers] = Holds(self._table(lanes), lanes)
+        for number, sms in run.limits.items():
+            lane, wanted = self._lanes[number], ALL if sms is None else sms
+            if lane.padded != wanted:
+                lane.padded = wanted
+                self._write(lane, PADDED_AT, wanted)
+        return self._holds[numbers]
+
+    def _write(self, lane: CudaLane, at: int, value: int) -> None:
+        """Change a word of what decides a lane's limit, and let it take effect."""
+        self._control.fill(lane.limiter + at, value, 4, 1)
+        self._codes.control.hold(self._control, self._table((lane,)), 1, 0)
+
+    def _table(self, lanes: Sequence[CudaLane]) -> int:
+        """Address of a table of lanes for the kernels that change limits."""
+        words = b"".join(a.to_bytes(8, "little") for lane in lanes for a in (lane.record, lane.limiter))
+        if words not in self._tables:
+            self._tables[words] = self._codes.gpu.allocate(len(words))
+            self._codes.gpu.write(self._tables[words], words)
+        return self._tables[words]
+
+    def events(self, until_us: float) -> Iterator[Event]:
+        """Events in the order of time, up to ``until_us`` or until nothing is left to happen."""
+        words, due = self._host.words, self._due
+        lanes = sorted(self._lanes, key=lambda lane: -lane.lane.priority)
+        look_us = 0.0
+        collecting = gc.isenabled()
+        gc.disable()  # a collection takes as long as a critical request
+        try:
+            while True:
+                for lane in lanes:
+                    if lane.flying and words[lane.word] != lane.heard:
+                        yield from self._heard(lane)
+                now_us = self._now_us()
+                if due and due[0][0] <= now_us:
+                    request = heapq.heappop(due)[2]
+                    yield Event(EventKind.ARRIVED if request else EventKind.TICK, now_us, request)
+                elif now_us >= until_us or not (due or self._flying):
+                    return
+                elif now_us > look_us:
+                    look_us = now_us + _HUNG_US / 10
+                    self._look(now_us)
+        finally:
+            if collecting:
+                gc.enable()
+
+    def _heard(self, lane: CudaLane) -> Iterator[Event]:
+        """Book what has ended on a lane."""
+        word = self._host.words[lane.word]
+        ends = (word - lane.heard) & 0xFFFFFFFF
+        lane.heard = word
+        now_us = self._now_us()
+        if lane.passing is not None:
+            lane.in_pass = False
+            if not self._host.words[lane.word + 1]:
+                self._go_on(lane)
+                return
+            lane.passing.settle(lane)
+            lane.passing = None
+        for _ in range(ends):
+            run = lane.flying.popleft()
+            lane.begun -= 1
+            self._flying -= 1
+            self._finish(lane, run, now_us)
+            self._begin(lane)
+            yield Event(EventKind.FINISHED, now_us, run.request, run)
+
+    def _finish(self, lane: CudaLane, run: Run, now_us: float) -> None:
+        request, begin_us = run.request, lane.since_us
+        lane.since_us = now_us
+        steps = request.task.program.launches
+        blocks = run.blocks[1] - run.blocks[0] if run.blocks else sum(steps[i].blocks for i in run.launches)
+        self._blocks += blocks
+        self._left[request] -= blocks
+        if request.start_us is None or begin_us < request.start_us:
+            request.start_us = begin_us
+        if not self._left[request]:
+            request.finish_us = now_us
+            del self._left[request]
+        for number in run.limits:
+            self._lanes[number].held -= 1
+            self._go_on(self._lanes[number])
+        if not self._flying:
+            self._busy_us += now_us - self._busy_since_us
+        if self._trace_us is not None and self._trace_us[0] <= now_us <= self._trace_us[1]:
+            self._spans.append(Span(run, run.first, blocks, begin_us, now_us))
+
+    def _look(self, now_us: float) -> None:
+        """Raise an error if a lane that may run has not given a sign of life for long."""
+        for lane in self._lanes:
+            if lane.begun and lane.limit and now_us - lane.since_us > _HUNG_US:
+                run = lane.flying[0]
+                raise DeviceError(
+                    f"lane {lane.lane.name}: nothing has ended for {_HUNG_US / 1e6:.0f} s; "
+                    f"{run.request.task.program.name} hangs, or takes that long"
+                )
+
+    def usage(self) -> Usage:
+        """How long there was work, as the host saw it; how full the SMs were is not measured."""
+        return Usage(self._busy_us, None, None, self._blocks, spans=tuple(self._spans))
+
+    def outputs(self) -> Mapping[str, tuple[int, int]]:
+        """By task: inferences whose outputs were compared, and words of 4 bytes in them that were not equal.
+
+        Not compared are inferences whose last launch ran in shards.
+        """
+        self._drain()
+        found: dict[str, tuple[int, int]] = {}
+        for (task, _), work in self._works.items():
+            if work.check is not None:
+                pair = work.check.found
+                before = found.get(task, (0, 0))
+                found[task] = (before[0] + pair[0], before[1] + pair[1])
+        return found
+
+    def _drain(self) -> None:
+        """Let everything that was enqueued end.
+
+        Raises
+        ------
+        DeviceError
+            Something does not end.
+        """
+        for lane in self._lanes:
+            lane.passing = None
+            lane.padded = lane.idle = ALL
+            self._write(lane, IDLE_AT, ALL)
+            self._write(lane, PADDED_AT, ALL)
+        until_ns = perf_counter_ns() + int(_HUNG_US * 1e3)
+        for lane in self._lanes:
+            while not lane.stream.done:
+                if perf_counter_ns() > until_ns:
+                    raise DeviceError(f"lane {lane.lane.name} of {self.name} does not end: the GPU hangs")
+
+    def close(self) -> None:
+        """Let what is under way end and give everything back; allowed twice."""
+        if not self._open:
+            return
+        self._open = False
+        self._place.activate()
+        if self._lanes:
+            self._drain()
+            self._control.synchronize()
+        for work in self._works.values():
+            work.close()
+        for lane in self._lanes:
+            lane.close()
+        for address in self._tables.values():
+            self._codes.gpu.free(address)
+        if self._lanes:
+            self._control.close()
+            self._host.close()
+        for place in (*self._parts, self._place):
+            if place.partition is not None:
+                self._codes.control.forget(place.partition)
+            place.close()
+        self._codes.gpu.activate()
+        if self._owned:
+            self._codes.close()
+
+    def _work(self, task: Task, lane: CudaLane) -> Work:
+        """The task in the place of a lane."""
+        key = (task.name, lane.place)
+        if key not in self._works:
+            with self._standing_still():
+                sizes = share_sizes(task.program, self._profiles, self._model, lane.place.sms)
+                seed = len(self._works)
+                self._works[key] = Work(
+                    self._codes, lane.place, task.program, sizes, seed=seed, verify=self._verify
+                )  # fmt: skip
+        return self._works[key]
+
+    def _now_us(self) -> float:
+        return (perf_counter_ns() - self._zero_ns) / 1e3
+
+    @contextmanager
+    def _standing_still(self) -> Iterator[None]:
+        """Do something that takes long, once: the clock does not count it."""
+        begin_ns = perf_counter_ns()
+        try:
+            yield
+        finally:
+            spent_ns = perf_counter_ns() - begin_ns
+            if spent_ns > _LONG_NS:
+                self._place.activate()
+                self._zero_ns += spent_ns
+
+    def _say(self, note: str) -> None:
+        if note not in self.notes:
+            self.notes += (note,)

@@ -1,0 +1,233 @@
+"""A task on a GPU: its memory, its code, and the graphs that run it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from miriam.device.cuda.check import Check
+from miriam.device.cuda.control import Control
+from miriam.device.cuda.driver import Capture, Gpu, Graph
+from miriam.device.cuda.elastic import ElasticCode, ElasticInstance, ElasticLane
+from miriam.device.cuda.instance import Code, Instance
+from miriam.device.cuda.lane import CudaLane
+from miriam.device.cuda.place import Place
+from miriam.elastic.rewrite import Form
+from miriam.program import Program
+
+__all__ = ["Codes", "Holds", "Work"]
+
+
+class Codes:
+    """The kernels of programs, loaded once for a GPU; devices on it may share them, one after another.
+
+    Parameters
+    ----------
+    ordinal
+        Number of the GPU.
+    """
+
+    def __init__(self, ordinal: int = 0) -> None:
+        self.gpu = Gpu(ordinal)
+        self.control = Control()
+        self._plain: dict[str, Code] = {}
+        self._elastic: dict[str, ElasticCode] = {}
+
+    def plain(self, program: Program) -> Code:
+        """The unmodified kernels."""
+        if program.digest not in self._plain:
+            self._plain[program.digest] = Code(program)
+        return self._plain[program.digest]
+
+    def elastic(self, program: Program) -> ElasticCode:
+        """The elastic ones."""
+        if program.digest not in self._elastic:
+            self._elastic[program.digest] = ElasticCode(program)
+        return self._elastic[program.digest]
+
+    def close(self) -> None:
+        """Unload everything and release the GPU; nothing may be in flight."""
+        for plain in self._plain.values():
+            plain.close()
+        for elastic in self._elastic.values():
+            elastic.close()
+        self._plain, self._elastic = {}, {}
+        self.control.close()
+        self.gpu.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Holds:
+    """Lanes that a run holds limits on while it lasts.
+
+    Attributes
+    ----------
+    table
+        Device address of what :meth:`Control.hold` takes; 0 if there are none.
+    lanes
+        The lanes.
+    """
+
+    table: int = 0
+    lanes: tuple[CudaLane, ...] = field(default=())
+
+
+class Work:
+    """One task in one place.
+
+    Parameters
+    ----------
+    each
+        For each launch the most logical blocks of a share, when it runs elastic.
+    seed
+        Of the numbers in buffers that the program brings no contents for. None: leave them as they are.
+    verify
+        Compare the outputs of every inference that ends with a graph of whole launches.
+    """
+
+    def __init__(
+        self, codes: Codes, place: Place, program: Program, each: Iterable[int], *, seed: int, verify: bool
+    ) -> None:
+        self.program = program
+        self._codes = codes
+        self._place = place
+        self._each = tuple(each)
+        self._graphs: dict[tuple[object, ...], Graph] = {}
+        self._elastic: ElasticInstance | None = None
+        self._lanes: dict[CudaLane, ElasticLane] = {}
+        place.activate()
+        self.instance = Instance(codes.gpu, program, codes.plain(program))
+        self.instance.fill(seed)
+        self.check: Check | None = None
+        if verify:
+            stream = place.stream()
+            self.check = Check(codes.gpu, codes.control, self.instance, stream, seed)
+            stream.close()
+
+    def original(self, lane: CudaLane, launches: range, holds: Holds, *, hold: bool) -> Graph:
+        """Whole launches as they are, while limits hold; without ``hold`` somebody else sees to the beginning."""
+        key = (lane, launches, holds.table, hold)
+        if key not in self._graphs:
+            control, lanes = self._codes.control, len(holds.lanes)
+            with self._capture(lane) as capture:
+                if hold and lanes:
+                    with capture.beside() as side:
+                        control.hold(side, holds.table, lanes)
+                self.instance.enqueue(capture.stream, launches)
+                self._checked(capture, launches)
+                control.release(capture.stream, holds.table, lanes, lane.counter, lane.words)
+            self._graphs[key] = self._ready(capture, lane)
+        return self._graphs[key]
+
+    def resident(self, lane: CudaLane, *, narrow: bool) -> Graph:
+        """A whole inference that pauses, narrows and goes on by itself; ``narrow``: it can do more than pause."""
+        key = (lane, "resident", narrow)
+        if key not in self._graphs:
+            elastic, own = self._elastic_lane(lane)
+            control = self._codes.control
+            with self._capture(lane) as capture:
+                loop = capture.condition(default=1)
+                with capture.loop(loop) as body:
+                    if narrow:
+                        choice = body.condition()
+                        control.gate(body.stream, elastic.record, lane.record, choice)
+                        wide, tight = body.choose(choice, 2)
+                        with wide as chosen:
+                            self._exclusive(chosen, own, lane)
+                        with tight as chosen:
+                            self._looped(chosen, own)
+                    else:
+                        control.gate(body.stream, elastic.record, lane.record, 0)
+                        self._exclusive(body, own, lane)
+                    control.step(body.stream, elastic.record, lane.record, loop)
+                self._checked(capture, range(len(self.program.launches)))
+                control.notify(capture.stream, 0, lane.counter, lane.words)
+            self._graphs[key] = self._ready(capture, lane)
+        return self._graphs[key]
+
+    def single(self, lane: CudaLane, *, narrow: bool) -> Graph:
+        """One pass, full width or narrow, behind which the host hears whether the inference is complete."""
+        key = (lane, "pass", narrow)
+        if key not in self._graphs:
+            elastic, own = self._elastic_lane(lane)
+            control = self._codes.control
+            with self._capture(lane) as capture:
+                own.gate(capture.stream, looped=narrow)
+                if narrow:
+                    self._looped(capture, own)
+                else:
+                    self._exclusive(capture, own, lane)
+                control.step(capture.stream, elastic.record, lane.record, 0)
+                control.notify(capture.stream, elastic.record, lane.counter, lane.words)
+            self._graphs[key] = self._ready(capture, lane)
+        return self._graphs[key]
+
+    @cached_property
+    def resizable(self) -> bool:
+        """Whether every launch has a form for any number of workers, so that an inference can be narrowed."""
+        code = self._codes.elastic(self.program)
+        return all(code.has(self.program.kernel_of(i), Form.LOOPED) for i in range(len(self.program.launches)))
+
+    @cached_property
+    def opaque(self) -> dict[str, str]:
+        """Kernels that run whole, and why."""
+        code = self._codes.elastic(self.program)
+        return {k.name: why for k in self.program.kernels if (why := code.opaque(k))}
+
+    def settle(self, lane: CudaLane) -> None:
+        """Do what belongs behind an inference that ran in passes of :meth:`single`."""
+        if self.check is not None:
+            self._place.activate()
+            self.check.enqueue(lane.stream)
+
+    def _exclusive(self, capture: Capture, own: ElasticLane, lane: CudaLane) -> None:
+        code = self._codes.elastic(self.program)
+        for i in range(len(self.program.launches)):
+            if code.opaque(self.program.kernel_of(i)):
+                run = capture.condition()
+                self._codes.control.look(capture.stream, lane.record, i, run)
+                with capture.when(run) as whole:
+                    self.instance.enqueue(whole.stream, [i])
+            else:
+                own.launch(capture.stream, i)
+
+    def _looped(self, capture: Capture, own: ElasticLane) -> None:
+        for i in range(len(self.program.launches)):
+            own.launch(capture.stream, i, own.full(i))
+
+    def _elastic_lane(self, lane: CudaLane) -> tuple[ElasticInstance, ElasticLane]:
+        self._place.activate()
+        if self._elastic is None:
+            code = self._codes.elastic(self.program)
+            self._elastic = ElasticInstance(self._codes.gpu, self.instance, code, self._each)
+        if lane not in self._lanes:
+            self._lanes[lane] = self._elastic.lane(sms=self._place.sms, record=lane.record)
+        return self._elastic, self._lanes[lane]
+
+    def _checked(self, capture: Capture, launches: range) -> None:
+        if self.check is not None and launches.stop == len(self.program.launches):
+            self.check.enqueue(capture.stream)
+
+    def _capture(self, lane: CudaLane) -> AbstractContextManager[Capture]:
+        self._place.activate()
+        return lane.stream.capture()
+
+    @staticmethod
+    def _ready(capture: Capture, lane: CudaLane) -> Graph:
+        capture.graph.upload(lane.stream)
+        return capture.graph
+
+    def close(self) -> None:
+        """Give everything back; nothing may be in flight."""
+        for graph in self._graphs.values():
+            graph.close()
+        for lane in self._lanes.values():
+            lane.close()
+        if self._elastic is not None:
+            self._elastic.close()
+        if self.check is not None:
+            self.check.close()
+        self.instance.close()
+        self._graphs, self._lanes, self._elastic, self.check = {}, {}, None, None
