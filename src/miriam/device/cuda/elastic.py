@@ -229,7 +229,15 @@ class ElasticInstance:
 
 
 class ElasticLane:
-    """A lane: its limit, and the passes that run under it."""
+    """A lane: its limit, and the passes that run under it.
+
+    Attributes
+    ----------
+    early
+        Whether launches that wait by themselves for the one in front of them are brought to the SMs ahead.
+    """
+
+    early = True
 
     def __init__(self, gpu: Gpu, elastic: ElasticInstance, workers: int, sms: int, record: int | None = None) -> None:
         self.workers = workers
@@ -328,7 +336,7 @@ class ElasticLane:
         physical = grid if whole else (min(width, count), 1, 1)
         block = (MEMORY_THREADS, 1, 1) if kernel.ptx is None else kernel.block
         function = elastic.code.function(kernel, form)
-        shared, early = kernel.dynamic_shared_bytes, elastic.code.early(kernel)
+        shared, early = kernel.dynamic_shared_bytes, self.early and elastic.code.early(kernel)
         function.launch(stream, physical, block, shared, [*args, told.pack()], early=early)
 
     def graph(self, stream: Stream, *, workers: int | None = None, launches: Iterable[int] | None = None) -> Graph:
