@@ -2,6 +2,7 @@
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_driver import ATTRIBUTES, FakeDriver
@@ -41,6 +42,42 @@ def test_every_launch_at_every_number_of_sms(cu: FakeDriver, tmp_path: Path) -> 
         assert sum(launch.times_us[sms] for launch in found) == pytest.approx(median_us)
     assert (facts["gpu"], facts["sms"]) == ("NVIDIA H200", 132)
     assert told == [("timing toy", 0, 1)]
+
+
+class Slow(FakeDriver):
+    """One launch of a graph takes ``graph_ms``, and each of the two launches in it half of that."""
+
+    graph_ms = 0.0
+
+    def _cuEventElapsedTime(self, start: Any, end: Any) -> tuple[float]:  # noqa: N802 - a call of the driver
+        recorded: dict[Any, int] = {}
+        graphs = 0
+        for name, args in self.calls:
+            graphs += name == "cuGraphLaunch"
+            if name == "cuEventRecord":
+                recorded[id(args[0])] = graphs
+        if id(start) in recorded:
+            return (self.graph_ms * (recorded[id(end)] - recorded[id(start)]),)
+        return (self.graph_ms / 2,)
+
+
+@pytest.mark.parametrize(("graph_ms", "least", "most"), [(0.2, 400, 600), (15, 80, 200), (127, 30, 50)])
+def test_long_programs_are_measured_less_often_and_as_well(
+    graph_ms: float, least: int, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("miriam.device.cuda.profiler.SM_COUNTS", ())
+    monkeypatch.setattr("miriam.device.cuda.profiler._gap_us", lambda gpu: 1.0)
+    cu, toy = Slow(), program()
+    cu.graph_ms = graph_ms
+    cu.install(monkeypatch)
+    with ProfileStore(tmp_path / "p.db") as store:
+        profile_program(toy, store, counters=False)
+        whole = store.program("h200", toy)
+        found = [store.launch("h200", launch_key(toy.kernel_of(i), step)) for i, step in enumerate(toy.launches)]
+    assert whole is not None
+    assert whole.times_us[132] == pytest.approx((1e3 * graph_ms, 1e3 * graph_ms))
+    assert [launch and launch.times_us[132] for launch in found] == pytest.approx([500 * graph_ms] * 2)
+    assert least <= cu.names().count("cuGraphLaunch") <= most
 
 
 def test_counters_stay_when_only_times_are_taken_anew(cu: FakeDriver, tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 Launches are timed where they stand: the whole program is one CUDA graph with an event behind each
 launch, so the caches hold what they hold in a real inference. What the events add is the difference
-to the same graph without them; it is taken off each launch in equal parts.
+to the same graph without them; it is taken off each launch in equal parts. A measurement is repeated
+as often as fits a second, up to a number that serves short programs, and ten times at least.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ SM_COUNTS = (8, 16, 32, 64)
 _REPLAYS = 40
 _WARM_UP = 5
 _PIPELINED = 10
+_LEAST_REPLAYS = 10
+_ENOUGH_US = 1e6  # of one measurement, where that leaves enough replays
 _EMPTY = b".version 7.0\n.target sm_52\n.address_size 64\n.visible .entry empty() { ret; }\n\0"
 
 
@@ -152,20 +155,39 @@ def _gap_us(gpu: Gpu, launches: int = 100) -> float:
 
 def _pipelined_us(run: Callable[[], None], stream: Stream) -> list[float]:
     """Time of one ``run`` out of several enqueued back to back, in us, repeated."""
+    once_us = _once_us(run, stream)
+    in_row = max(1, min(_PIPELINED, int(_ENOUGH_US / (_REPLAYS // 2 * once_us))))
     start, end = Event(), Event()
     times = []
-    for i in range(_WARM_UP + _REPLAYS // 2):
+    for i in range(_WARM_UP + _replays(_REPLAYS // 2, in_row * once_us)):
         start.record(stream)
-        for _ in range(_PIPELINED):
+        for _ in range(in_row):
             run()
         end.record(stream)
         if i >= _WARM_UP:
-            times.append(end.since_us(start) / _PIPELINED)
+            times.append(end.since_us(start) / in_row)
         else:
             stream.synchronize()
     start.close()
     end.close()
     return times
+
+
+def _once_us(run: Callable[[], None], stream: Stream) -> float:
+    """Time of the second ``run``, to see how many there is time for."""
+    start, end = Event(), Event()
+    for _ in range(2):
+        start.record(stream)
+        run()
+        end.record(stream)
+        us = end.since_us(start)
+    start.close()
+    end.close()
+    return max(us, 1.0)
+
+
+def _replays(most: int, once_us: float) -> int:
+    return max(_LEAST_REPLAYS, min(most, int(_ENOUGH_US / once_us)))
 
 
 def _measure(
@@ -186,7 +208,7 @@ def _measure(
         plain = instance.graph(place.stream)
         times = _pipelined_us(lambda: plain.launch(place.stream), place.stream)  # noqa: B023 - used at once
         single = _single_us(lambda: plain.launch(place.stream), place.stream)  # noqa: B023
-        tail = statistics.quantiles(single, n=100)[98] - statistics.median(single)
+        tail = statistics.quantiles(single, n=100, method="inclusive")[98] - statistics.median(single)
         program_us[sms] = (statistics.median(times), statistics.median(times) + tail)
         plain.close()
         events = [Event() for _ in range(len(every) + 1)]
@@ -215,7 +237,7 @@ def _measure(
 
 
 def launch_times_us(instance: Instance, stream: Stream) -> tuple[float, ...]:
-    """Time of each launch of a program where it stands, in us; nothing but times, and on the SMs of ``stream`` alone."""
+    """Time of each launch of a program where it stands, in us: times alone, on the SMs of ``stream``."""
     plain = instance.graph(stream)
     whole_us = statistics.median(_pipelined_us(lambda: plain.launch(stream), stream))
     plain.close()
@@ -227,9 +249,10 @@ def launch_times_us(instance: Instance, stream: Stream) -> tuple[float, ...]:
 
 
 def _single_us(run: Callable[[], None], stream: Stream) -> list[float]:
+    replays = _replays(_REPLAYS * 5, _once_us(run, stream))
     start, end = Event(), Event()
     times = []
-    for _ in range(_REPLAYS * 5):
+    for _ in range(replays):
         start.record(stream)
         run()
         end.record(stream)
@@ -274,7 +297,7 @@ def _between_us(instance: Instance, stream: Stream, events: list[Event]) -> list
         next(rest).record_in_graph(stream)
     graph = stream.end_capture()
     rows = []
-    for replay in range(_WARM_UP + _REPLAYS):
+    for replay in range(_WARM_UP + _replays(_REPLAYS, _once_us(lambda: graph.launch(stream), stream))):
         graph.launch(stream)
         stream.synchronize()
         if replay >= _WARM_UP:
