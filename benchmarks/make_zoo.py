@@ -1,10 +1,12 @@
 """Compile the networks of the zoo on this machine's GPU and check each program against its module.
 
-    python benchmarks/make_zoo.py --out FOLDER [--only resnet18 gru] [--warm]
+    python benchmarks/make_zoo.py --out FOLDER [--only resnet18-b1 gru-b1]
 
-Writes ``FOLDER/<name>.miriam`` and ``FOLDER/zoo.json``: for each program its compile time, launches,
-how many of them are Triton's, whether the program loaded from its file gives the output of the
-compiled module to the bit, and how far that output lies from the eager module's.
+All cores compile the candidates of one network at a time, since what is timed must have the GPU to
+itself; each file is there as soon as its network is done. Writes ``FOLDER/<name>.miriam`` and
+``FOLDER/zoo.json``: for each program its compile time, launches, how many of them are Triton's,
+whether the program loaded from its file gives the output of the compiled module to the bit, and how
+far that output lies from the eager module's.
 """
 
 from __future__ import annotations
@@ -32,16 +34,15 @@ def bits(tensor: torch.Tensor) -> bytes:
     return tensor.detach().contiguous().cpu().view(torch.uint8).numpy().tobytes()
 
 
-def check(captured: Captured, path: Path, module: torch.nn.Module) -> dict[str, object]:
+def check(captured: Captured, path: Path, module: torch.nn.Module, fresh: list[torch.Tensor]) -> dict[str, object]:
     """Compare the program in ``path`` with the graph it came from, and the graph with the eager module."""
-    fresh = [torch.randn_like(x) for x in captured.inputs]
     for x, y in zip(captured.inputs, fresh, strict=True):
         x.copy_(y)
     captured.replay()
     torch.cuda.synchronize()
     wanted = [bits(y) for y in captured.outputs]
     with torch.no_grad():
-        eager = module.float()(*[x.float() for x in fresh])
+        eager = module.float()(*[x.float() if x.is_floating_point() else x for x in fresh])
     norm = float((captured.outputs[0].float() - eager).norm() / eager.norm())
     program = Program.load(path)
     gpu = Gpu(torch.cuda.current_device())
@@ -108,7 +109,7 @@ def main() -> None:
             torch.manual_seed(0)
             torch.cuda.empty_cache()
             module = model.make().eval().cuda().half()
-            inputs = [torch.randn(batch, *model.shape, device="cuda").half()]
+            inputs = [model.inputs(batch, "cuda")]
             start = time.perf_counter()
             try:
                 phases: dict[str, float] = {}
@@ -122,8 +123,8 @@ def main() -> None:
                 path = args.out / f"{name}.miriam"
                 program.save(path)
                 latency = median_us(captured.replay)
-                facts = check(captured, path, copy.deepcopy(module))
-                stock = stock_us(module, inputs) if not label.startswith("vit") else None
+                facts = check(captured, path, copy.deepcopy(module), [model.inputs(batch, "cuda")])
+                stock = stock_us(module, inputs)
                 program.without_weights().save(path)
                 triton = sum(program.kernel_of(i).source is Source.TRITON for i in range(len(program.launches)))
                 record[name] = {
@@ -139,6 +140,8 @@ def main() -> None:
             print(name, record[name], flush=True)
             (args.out / "zoo.json").write_text(json.dumps(record, indent=1))
             captured = module = inputs = None
+    if unknown := set(args.only or ()) - record.keys():
+        parser.error(f"there is no {', '.join(sorted(unknown))}")
 
 
 if __name__ == "__main__":

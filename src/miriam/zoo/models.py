@@ -12,7 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its name everywhere
-from torch.nn.attention.flex_attention import flex_attention
+
+from miriam.zoo.attention import attention
+from miriam.zoo.densenet import densenet201
+from miriam.zoo.distilbert import VOCABULARY, distilbert
+from miriam.zoo.inception import inceptionv3
 
 __all__ = ["MODELS", "Model"]
 
@@ -33,6 +37,21 @@ def alexnet() -> nn.Module:
         layers += [nn.Conv2d(inputs, outputs, kernel, stride, padding), nn.ReLU()]
         layers += [nn.MaxPool2d(3, 2)] if pool else []
     head = [nn.Flatten(), nn.Linear(9216, 4096), nn.ReLU(), nn.Linear(4096, 4096), nn.ReLU(), nn.Linear(4096, 1000)]
+    return nn.Sequential(*layers, *head)
+
+
+def vgg19() -> nn.Module:
+    """VGG-19 without batch norm (Simonyan and Zisserman, arXiv 1409.1556, column E)."""
+    layers: list[nn.Module] = []
+    inputs = 3
+    for width, count in ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4)):
+        for _ in range(count):
+            conv = nn.Conv2d(inputs, width, 3, padding=1)
+            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")  # or little of the image would reach the end
+            layers += [conv, nn.ReLU()]
+            inputs = width
+        layers.append(nn.MaxPool2d(2))
+    head = [nn.Flatten(), nn.Linear(25088, 4096), nn.ReLU(), nn.Linear(4096, 4096), nn.ReLU(), nn.Linear(4096, 1000)]
     return nn.Sequential(*layers, *head)
 
 
@@ -113,6 +132,11 @@ def resnet34() -> nn.Module:
 def resnet50() -> nn.Module:
     """ResNet-50 with the stride in the 3 x 3 convolution (He et al., arXiv 1512.03385)."""
     return _resnet((3, 4, 6, 3), bottleneck=True)
+
+
+def resnet152() -> nn.Module:
+    """ResNet-152 with the stride in the 3 x 3 convolution (He et al., arXiv 1512.03385)."""
+    return _resnet((3, 8, 36, 3), bottleneck=True)
 
 
 class _Recurrent(nn.Module):
@@ -208,9 +232,7 @@ class _Block(nn.Module):
         batch, tokens, width = x.shape
         qkv = self.qkv(self.norm1(x)).view(batch, tokens, 3, self.heads, width // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        y = flex_attention(q, k, v)  # compiled to a Triton kernel, unlike the fused attention of the libraries
-        assert isinstance(y, Tensor)
-        x = x + self.out(y.transpose(1, 2).reshape(batch, tokens, width))
+        x = x + self.out(attention(q, k, v).transpose(1, 2).reshape(batch, tokens, width))
         return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
 
 
@@ -236,11 +258,30 @@ def vit_b16() -> nn.Module:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A network of the zoo: its factory, the shape of one input, the batch sizes that are kept."""
+    """A network of the zoo.
+
+    Attributes
+    ----------
+    make
+        Its factory.
+    shape
+        Of one input, without the batch.
+    batches
+        Batch sizes that are kept.
+    vocabulary
+        Inputs are token ids below this number (int64); 0: numbers.
+    """
 
     make: Callable[[], nn.Module]
     shape: tuple[int, ...]
     batches: tuple[int, ...]
+    vocabulary: int = 0
+
+    def inputs(self, batch: int, device: str = "cpu") -> Tensor:
+        """Random inputs, as fp16 numbers or as token ids."""
+        if self.vocabulary:
+            return torch.randint(self.vocabulary, (batch, *self.shape), device=device)
+        return torch.randn(batch, *self.shape, device=device).half()
 
 
 _IMAGE = (3, 224, 224)
@@ -256,4 +297,9 @@ MODELS = {
     "lstm": Model(lstm, (16, 256), (1,)),
     "mobilenetv3": Model(mobilenetv3, _IMAGE, (1, 16)),
     "vit-b16": Model(vit_b16, _IMAGE, (1, 8)),
+    "vgg19": Model(vgg19, _IMAGE, (1,)),
+    "resnet152": Model(resnet152, _IMAGE, (1,)),
+    "densenet201": Model(densenet201, _IMAGE, (1,)),
+    "inceptionv3": Model(inceptionv3, (3, 299, 299), (1,)),
+    "distilbert": Model(distilbert, (128,), (1,), VOCABULARY),
 }
