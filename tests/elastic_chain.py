@@ -148,6 +148,7 @@ class Scenario:
     inferences: int = 1
     epoch: int = 0
     workers: int = 0
+    order: tuple[int, ...] = (0, 1, 2, 3)  # of SMs, those first that a narrow lane keeps
 
 
 @dataclass(slots=True)
@@ -179,7 +180,7 @@ def play(scenario: Scenario, patch: Patch = str) -> None:
     steps, at = chain.build(memory)
     each = [link.each for link in chain.links]
     elastic = Elastic(memory, steps, each, wanted=0, epoch=scenario.epoch, patch=patch, races=True)
-    writers = [_Writer(elastic.lane(8)) for _ in range(2)]
+    writers = [_Writer(elastic.lane(8, scenario.order)) for _ in range(2)]
     if all(len(phase.passes) == 1 for phase in scenario.phases):
         elastic.want(scenario.inferences)  # one lane at a time needs no patience
     last = Phase((Pass(0, scenario.workers),))
@@ -271,4 +272,5 @@ def scenarios(
         inferences=st.integers(1, 3),
         epoch=st.sampled_from([0, 0, EPOCHS - 1, EPOCHS]),
         workers=st.just(0) if kinds == ("exclusive",) else st.integers(0, 6),
+        order=st.permutations(range(4)).map(tuple),
     )

@@ -36,11 +36,13 @@ from miriam.elastic.state import (
     NONE,
     SLOT_BYTES,
     TAKEN_BYTES,
+    SMS,
     WANTED_AT,
     Argument,
     Counter,
     Inference,
     Lane,
+    ranks,
     shares,
 )
 
@@ -125,9 +127,9 @@ class Elastic:
         self.machines = [machines[s.made.ptx] for s in steps]
         self._lanes: dict[int, ElasticLane] = {}
 
-    def lane(self, workers: int = 64) -> ElasticLane:
-        """A lane for launches of at most so many workers."""
-        lane = ElasticLane(self, workers)
+    def lane(self, workers: int = 64, order: Sequence[int] = range(SMS)) -> ElasticLane:
+        """A lane for launches of at most so many workers, which keeps SMs in that order."""
+        lane = ElasticLane(self, workers, order)
         self._lanes[lane.address] = lane
         return lane
 
@@ -166,9 +168,9 @@ class Elastic:
 class ElasticLane:
     """A lane and its stream."""
 
-    def __init__(self, elastic: Elastic, workers: int) -> None:
+    def __init__(self, elastic: Elastic, workers: int, order: Sequence[int]) -> None:
         self._elastic, self._memory = elastic, elastic.memory
-        self.address = self._memory.alloc(Lane().pack(), name="lane")
+        self.address = self._memory.alloc(Lane().pack() + ranks(order), name="lane")
         self._slots = self._memory.alloc(workers * SLOT_BYTES, name="slots")
         self._tail: Launch | None = None
 
@@ -219,7 +221,8 @@ class ElasticLane:
             form = Form.GUARDED
         elif form is Form.DIRECT and count < step.blocks:
             form = Form.STRIDED
-        grid = {Form.STRIDED: (count, 1, 1), Form.LOOPED: (min(workers, count), 1, 1)}.get(form, step.grid)
+        everywhere = max(workers, len(slots)), 1, 1  # on each SM, or a narrow lane might have none of its own
+        grid = {Form.STRIDED: (count, 1, 1), Form.LOOPED: everywhere}.get(form, step.grid)
         counter = elastic.counters + COUNTER_BYTES * i
         told = Argument(self.address, elastic.taken[i], counter, self._slots, i, count, step.grid)
         races = Races(device=False) if elastic._races else None

@@ -270,8 +270,9 @@ class Scheduler:
         draw = self._draw
         if self._burst <= 0 or self._at is None:
             launch = self._live[int(draw() * len(self._live))]
-            self._at = launch, launch.resident[int(draw() * len(launch.resident))]
-            self._burst = 1 << int(draw() * 8)
+            block = launch.resident[int(draw() * len(launch.resident))]
+            self._at = launch, block
+            self._burst = block.warps << int(draw() * 8)  # a large block is no slower than a small one
         launch, block = self._at
         self._burst -= 1
         self.turns += 1

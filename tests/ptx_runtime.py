@@ -60,6 +60,10 @@ class Block:
     barriers: dict[int, Barrier] = field(default_factory=dict)
     under_way: list[Callable[[], None]] = field(default_factory=list)  # bulk copies, which no thread waits for
 
+    @property
+    def warps(self) -> int:
+        return -(-len(self.threads) // WARP)
+
 
 @dataclass(slots=True, eq=False)
 class Thread:

@@ -20,6 +20,7 @@ from miriam.elastic.state import (
     COPIES,
     COPY_BYTES,
     COUNTER_BYTES,
+    LANE_BYTES,
     MAX_LAUNCHES,
 )
 
@@ -46,6 +47,12 @@ _COPY = f"""	ld.param.u64 %~lane, [~];
 """
 _LOAD = f"""{_COPY}	ld.param.u32 %~i, [~+32];
 	ld.relaxed.gpu.global.v4.u32 {{%~limit, %~width, %~f, %~stop}}, [%~copy];
+"""
+
+# %~a: the place of this SM among those that the lane may keep.
+_RANK = f"""	mov.u32 %~a, %smid;
+	mad.wide.u32 %~at, %~a, 4, %~lane;
+	ld.global.u32 %~a, [%~at+{LANE_BYTES}];
 """
 
 # Keeps the assembler from moving a load behind what follows, down to where its value is wanted.
@@ -335,8 +342,8 @@ $~start:
 	@%~leave ret;
 {fence}$~top:
 {entry.others("%~p")}	@%~p bra $~join;
-{_LOAD}{_OUT}{_SLOT}	setp.ge.or.u32 %~out, %~a, %~width, %~out;
-	mov.u32 %~b, 0;
+{_LOAD}{_RANK}{_OUT}	setp.ge.or.u32 %~out, %~a, %~width, %~out;
+{_SLOT}	mov.u32 %~b, 0;
 	@%~out bra $~tell;
 $~claim:
 	setp.ne.u32 %~p, %~limit, %~width;

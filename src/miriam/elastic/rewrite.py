@@ -14,8 +14,8 @@ block is never split, and its arithmetic is never reordered.
     For launches of many blocks.
 ``looped``
     Any number of workers, in a one-dimensional grid. Each claims one share after another, until
-    none is left or the limit changes. Several launches, in several lanes, may share the work:
-    shares claimed and shares done are counted apart.
+    none is left or the limit changes; on an SM that the limit leaves to others, none at all. Several
+    launches, in several lanes, may share the work: shares claimed and shares done are counted apart.
 ``guarded``
     For a kernel that must run whole: it runs or leaves as one, so that it can be skipped when a
     paused inference goes on.
