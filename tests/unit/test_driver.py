@@ -1,21 +1,18 @@
 """The driver layer: errors with the name of the call, graphs read in order, handles given back."""
 
-import ctypes
 import importlib.util
 import sys
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from fake_driver import CUresult, FakeDriver, Node
+from fake_driver import CUresult, FakeDriver, KernelRun, MisuseError
 from hypothesis import given
 from hypothesis import strategies as st
-from support import program
+from null_gpu import Green
 
-from miriam.device.cuda.driver import Event, Gpu, Graph, Module, Stream, function_facts, graph_nodes, unavailable
-from miriam.device.cuda.instance import Code, Instance
+from miriam.device.cuda.driver import Event, Gpu, Module, Stream, function_facts, unavailable
 from miriam.errors import DeviceError
-from miriam.program import Kernel, Launch, Pointer, Program, Scalar, Source, Tensor
 
 OUT_OF_MEMORY = CUresult.CUDA_ERROR_OUT_OF_MEMORY
 
@@ -99,7 +96,7 @@ def test_device_memory_holds_what_is_written(cu: FakeDriver) -> None:
     assert gpu.read(address + 6, 2) == b"gh"
     assert gpu.read(address, 0) == b""
     gpu.free(address)
-    assert cu.memory == {}
+    assert cu.memory.device == {}
     assert gpu.allocate(0)  # the driver refuses an allocation of nothing
 
 
@@ -110,23 +107,125 @@ def test_too_little_memory(cu: FakeDriver) -> None:
 
 
 def test_everything_may_be_closed_twice(cu: FakeDriver) -> None:
-    gpu = Gpu()
-    for made in (gpu.partition(16), Stream(), Event(), Graph("graph"), Module(b""), gpu):
+    gpu, stream = Gpu(), Stream()
+    stream.begin_capture()
+    graph = stream.end_capture()
+    for made in (gpu.partition(16), gpu.host_memory(2), Event(), graph, stream, Module(b""), gpu):
         made.close()
         calls = len(cu.calls)
         made.close()
         assert len(cu.calls) == calls, type(made).__name__
-    names = cu.names()
-    for destroy in ("cuGreenCtxDestroy", "cuStreamDestroy", "cuEventDestroy", "cuGraphExecDestroy", "cuGraphDestroy",
-                    "cuLibraryUnload", "cuDevicePrimaryCtxRelease"):  # fmt: skip
-        assert names.count(destroy) == 1
+    assert cu.leaks() == []
+
+
+def test_the_fake_tells_what_is_left_open_and_refuses_what_is_closed(cu: FakeDriver) -> None:
+    gpu, stream = Gpu(), Stream()
+    address = gpu.allocate(4)
+    assert [word.split()[0] for word in cu.leaks()] == ["stream", "context", "4"]
+    handle = stream.handle
+    stream.close()
+    with pytest.raises(MisuseError, match="cuStreamDestroy of stream"):
+        Stream(handle).close()
+    gpu.free(address)
+    with pytest.raises(MisuseError, match="freed already"):
+        gpu.free(address)
+    with pytest.raises(MisuseError, match="in no allocation"):
+        gpu.read(address, 1)
+    gpu.close()
+    assert cu.leaks() == []
+
+
+def test_a_gpu_may_be_opened_several_times(cu: FakeDriver) -> None:
+    one, two = Gpu(), Gpu()
+    one.close()
+    Stream().close()  # the context of the other is this one's too
+    two.close()
+    with pytest.raises(DeviceError, match="INVALID_CONTEXT"):
+        Stream()
+    assert cu.leaks() == []
 
 
 def test_a_partition_says_how_many_sms_it_really_has(cu: FakeDriver) -> None:
     partition = Gpu().partition(9)
     assert partition.sms == 16
-    assert isinstance(partition.stream(), Stream)
+    stream = partition.stream(-2)
+    assert (stream.priority, stream.partition) == (-2, partition)
     assert "cuGreenCtxStreamCreate" in cu.names()
+
+
+def test_a_partition_is_closed_after_its_streams(cu: FakeDriver) -> None:
+    partition = Gpu().partition(8)
+    stream = partition.stream()
+    with pytest.raises(MisuseError, match="is destroyed before its stream"):
+        partition.close()
+    stream.close()
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=5))
+def test_partitions_are_as_large_as_asked_for_and_disjoint_or_refused(counts: list[int]) -> None:
+    rounded = [-(-count // 8) * 8 for count in counts]
+    fake = FakeDriver()
+    with pytest.MonkeyPatch.context() as patch:
+        fake.install(patch)
+        gpu = Gpu()
+        if sum(rounded) > 128:
+            with pytest.raises(DeviceError, match="it gives 16 groups of 8 SMs"):
+                gpu.partitions(counts)
+        else:
+            made = gpu.partitions(counts)
+            sets = [green.sms for green in fake.handles.values() if isinstance(green, Green)]
+            assert [partition.sms for partition in made] == [len(sms) for sms in sets] == rounded
+            assert len(frozenset().union(*sets)) == sum(rounded)
+            for partition in made:
+                partition.close()
+        gpu.close()
+    assert fake.leaks() == []
+
+
+def test_partitions_that_cannot_be_completed_are_given_back(cu: FakeDriver) -> None:
+    gpu = Gpu()
+    cu.calls.clear()
+    gpu.partitions([16, 32])[0].close()
+    second = [i for i, name in enumerate(cu.names()) if name == "cuGreenCtxCreate"][1]
+    cu.calls.clear()
+    before = cu.leaks()
+    cu.fail_at = second
+    with pytest.raises(DeviceError, match="cuGreenCtxCreate failed"):
+        gpu.partitions([16, 32])
+    assert cu.leaks() == before
+
+
+def test_the_range_of_priorities_and_the_one_that_a_stream_got(cu: FakeDriver) -> None:
+    assert Gpu().priorities == (0, -5)
+    assert [Stream(priority=p).priority for p in (-9, -5, -1, 0, 3)] == [-5, -5, -1, 0, 0]
+
+
+# --- words that both see
+
+
+def test_the_host_sees_what_a_kernel_wrote_and_a_kernel_what_the_host_wrote(cu: FakeDriver) -> None:
+    memory, stream = Gpu().host_memory(3), Stream()
+    assert list(memory.words) == [0, 0, 0]
+    cu.effects["add"] = lambda gpu, at: gpu.set_word(at, gpu.word(at) + 1)
+    memory.words[1] = 41
+    cu.parameters["add"] = (8,)
+    Module(b"").function("add").launch(
+        stream, (1, 1, 1), (32, 1, 1), 0, [(memory.address + 4).to_bytes(8, "little")]
+    )  # fmt: skip
+    assert list(memory.words) == [0, 42, 0]
+    words = memory.words
+    memory.close()
+    with pytest.raises(ValueError, match="released"):
+        words[1]
+    assert cu.memory.host == {}
+
+
+def test_host_memory_that_the_gpu_cannot_see_is_given_back(cu: FakeDriver) -> None:
+    gpu = Gpu()
+    cu.fail["cuMemHostGetDevicePointer"] = OUT_OF_MEMORY
+    with pytest.raises(DeviceError, match="cuMemHostGetDevicePointer failed"):
+        gpu.host_memory(1)
+    assert cu.memory.host == {}
 
 
 @pytest.mark.parametrize("sms", [0, 133])
@@ -152,229 +251,34 @@ def test_much_shared_memory_is_asked_for(cu: FakeDriver, shared: int, asked: boo
 
 
 def test_the_bytes_of_each_parameter_reach_a_launch(cu: FakeDriver) -> None:
+    Gpu()
     function = Module(b"").function("k")
     cu.parameters["k"] = (8, 4, 1)
     assert function.parameter_sizes == (8, 4, 1)
     function.launch(Stream(), (1, 2, 3), (4, 5, 6), 7, [b"12345678", b"\0\0\0\1", b"\xff"])
-    assert cu.launches == [("k", (1, 2, 3), (4, 5, 6), 7, (b"12345678", b"\0\0\0\1", b"\xff"))]
+    assert cu.launches == [KernelRun("k", (1, 2, 3), (4, 5, 6), 7, (b"12345678", b"\0\0\0\1", b"\xff"))]
+
+
+def test_an_early_launch_says_so(cu: FakeDriver) -> None:
+    Gpu()
+    Module(b"").function("k").launch(Stream(priority=-1), (1, 2, 3), (4, 5, 6), 7, [], early=True)
+    assert cu.launches == [KernelRun("k", (1, 2, 3), (4, 5, 6), 7, (), priority=-1, early=True)]
+
+
+def test_a_prepared_launch_is_one_call_each_time(cu: FakeDriver) -> None:
+    Gpu()
+    cu.parameters["k"] = (4,)
+    prepared = Module(b"").function("k").prepare((9, 1, 1), (32, 1, 1), 0, [b"abcd"])
+    streams = Stream(), Stream(priority=-3)
+    cu.calls.clear()
+    for stream in streams:
+        prepared.enqueue(stream)
+    assert cu.names() == ["cuLaunchKernel"] * 2
+    assert cu.launches == [KernelRun("k", (9, 1, 1), (32, 1, 1), 0, (b"abcd",), p) for p in (0, -3)]
+    cu.fail["cuLaunchKernel"] = OUT_OF_MEMORY
+    with pytest.raises(DeviceError, match="cuLaunchKernel failed: words about CUDA_ERROR_OUT_OF_MEMORY"):
+        prepared.enqueue(streams[0])
 
 
 def test_facts_of_a_function(cu: FakeDriver) -> None:
     assert function_facts(77) == {"registers": 40, "shared_bytes": 16, "max_threads": 1024}
-
-
-# --- graphs
-
-
-def kernel_node(number: int, parameters: int = 0, function: int = 0) -> Node:
-    return Node(
-        number, "KERNEL", func=function or number, kern=number, gridDimX=4, gridDimY=2, gridDimZ=1, blockDimX=128,
-        blockDimY=1, blockDimZ=1, sharedMemBytes=512, kernelParams=parameters,
-    )  # fmt: skip
-
-
-def test_a_graph_without_nodes(cu: FakeDriver) -> None:
-    assert graph_nodes(1) == []
-
-
-def test_nodes_come_in_the_order_of_the_edges(cu: FakeDriver) -> None:
-    cu.nodes = [kernel_node(n) for n in (30, 10, 20)]
-    cu.edges = [(10, 20), (20, 30)]
-    assert [node.name for node in graph_nodes(1)] == ["kernel10", "kernel20", "kernel30"]
-
-
-@given(st.data())
-def test_every_node_comes_once_and_after_those_before_it(data: st.DataObject) -> None:
-    numbers = data.draw(st.lists(st.integers(1, 1000), unique=True, max_size=12))
-    fake = FakeDriver()
-    pairs = [(a, b) for i, a in enumerate(numbers) for b in numbers[i + 1 :]]
-    fake.edges = data.draw(st.lists(st.sampled_from(pairs), max_size=20)) if pairs else []
-    fake.nodes = [kernel_node(n) for n in data.draw(st.permutations(numbers))]
-    with pytest.MonkeyPatch.context() as patch:
-        fake.install(patch)
-        order = [node.function for node in graph_nodes(1)]
-    assert sorted(order) == sorted(numbers)
-    assert all(order.index(a) < order.index(b) for a, b in fake.edges)
-
-
-def test_a_kernel_node_with_its_parameters(cu: FakeDriver) -> None:
-    held = [ctypes.create_string_buffer(raw, len(raw)) for raw in (b"12345678", b"\1\2\3\4")]
-    table = (ctypes.c_void_p * 2)(*[ctypes.addressof(raw) for raw in held])
-    cu.parameters[5] = (8, 4)
-    cu.nodes = [kernel_node(5, ctypes.addressof(table))]
-    (node,) = graph_nodes(1)
-    assert (node.kind, node.function, node.name) == ("kernel", 5, "kernel5")
-    assert (node.grid, node.block, node.shared_bytes) == ((4, 2, 1), (128, 1, 1), 512)
-    assert node.parameters == (b"12345678", b"\1\2\3\4")
-
-
-def test_parameters_passed_in_another_way_cannot_be_read(cu: FakeDriver) -> None:
-    cu.nodes = [kernel_node(5)]
-    assert graph_nodes(1)[0].parameters is None
-
-
-def test_a_node_that_holds_a_kernel_instead_of_a_function(cu: FakeDriver) -> None:
-    node = kernel_node(5)
-    node.params.func, node.params.kern = 0, 9
-    cu.nodes = [node]
-    assert graph_nodes(1)[0].name == "kernel9"
-
-
-COPY = {
-    "WidthInBytes": 64, "Height": 1, "Depth": 1, "dstDevice": 1000, "srcDevice": 2000, "dstXInBytes": 8,
-    "srcXInBytes": 16,
-}  # fmt: skip
-FILL = {"dst": 1000, "value": 7, "elementSize": 4, "width": 16, "height": 1}
-
-
-@pytest.mark.parametrize(
-    ("kind", "params", "numbers"),
-    [
-        ("MEMCPY", COPY, (1008, 2016, 64)),
-        ("MEMCPY", COPY | {"Height": 0, "Depth": 0}, (1008, 2016, 64)),
-        ("MEMCPY", COPY | {"Height": 2}, None),
-        ("MEMCPY", COPY | {"Depth": 2}, None),
-        ("MEMCPY", COPY | {"srcDevice": 0}, None),  # from the host
-        ("MEMSET", FILL, (1000, 7, 4, 16)),
-        ("MEMSET", FILL | {"height": 3}, None),
-    ],
-)
-def test_copies_and_fills_are_numbers_where_they_are_flat(cu: FakeDriver, kind, params, numbers) -> None:
-    cu.nodes = [Node(1, kind, **params)]
-    (node,) = graph_nodes(1)
-    assert node.kind == {"MEMCPY": "copy", "MEMSET": "fill"}[kind]
-    assert node.parameters == (numbers and tuple(n.to_bytes(8, "little") for n in numbers))
-
-
-def test_nodes_of_other_kinds_keep_the_name_that_the_driver_gives_them(cu: FakeDriver) -> None:
-    cu.nodes = [Node(1, "EMPTY"), Node(2, "HOST")]
-    assert sorted(node.kind for node in graph_nodes(1)) == ["CU_GRAPH_NODE_TYPE_HOST", "empty"]
-
-
-# --- a program on a device
-
-
-def mixed() -> Program:
-    """A kernel, a copy of its output, and a fill."""
-    toy = program("mixed", [(64, 128)], shared_bytes=64 * 1024)
-    memory = [Kernel(n, s, (1, 1, 1), 0, opaque="no code") for n, s in (("c", Source.COPY), ("f", Source.FILL))]
-    number = [Scalar(n.to_bytes(8, "little")) for n in (64, 5, 4, 16)]
-    return Program(
-        "mixed", "sm_90a", (*toy.kernels, *memory),
-        (*toy.launches, Launch(1, (1, 1, 1), (Pointer(2, 256), Pointer(1, 16), number[0])),
-         Launch(2, (1, 1, 1), (Pointer(2, 0), *number[1:]))),
-        toy.buffers, toy.inputs, toy.outputs,
-    )  # fmt: skip
-
-
-def test_an_instance_that_cannot_be_completed_gives_back_what_it_has(cu: FakeDriver) -> None:
-    gpu = Gpu()
-    cu.fail["cuKernelGetFunction"] = CUresult.CUDA_ERROR_INVALID_VALUE
-    with pytest.raises(DeviceError, match="cuKernelGetFunction failed"):
-        Instance(gpu, mixed())
-    assert cu.names().count("cuMemFree") == cu.names().count("cuMemAlloc") > 0
-    assert cu.names().count("cuLibraryUnload") == cu.names().count("cuLibraryLoadData") > 0
-
-
-def test_an_instance_allocates_writes_loads_launches_and_gives_back(cu: FakeDriver) -> None:
-    gpu = Gpu()
-    toy = mixed()
-    cu.calls.clear()
-    instance = Instance(gpu, toy)
-    assert cu.names() == [
-        "cuLibraryLoadData", "cuMemAlloc", "cuMemAlloc", "cuMemAlloc", "cuMemcpyHtoD", "cuLibraryGetKernel",
-        "cuKernelGetFunction", "cuFuncSetAttribute",
-    ]  # fmt: skip
-    _, w, arena = cu.memory
-    assert bytes(cu.memory[w]) == toy.buffers[1].data
-    cu.parameters["mixed_0"] = (8, 4)
-    stream = Stream()
-    cu.calls.clear()
-    instance.enqueue(stream)
-    assert cu.names() == ["cuLaunchKernel", "cuMemcpyDtoDAsync", "cuMemsetD32Async"]
-    assert cu.launches == [("mixed_0", (64, 1, 1), (128, 1, 1), 64 * 1024, (arena.to_bytes(8, "little"), bytes(4)))]
-    assert cu.calls[1][1] == (arena + 256, w + 16, 64, stream.handle)
-    assert cu.calls[2][1] == (arena, 5, 16, stream.handle)
-    cu.calls.clear()
-    instance.close()
-    instance.close()
-    assert cu.names() == ["cuMemFree", "cuMemFree", "cuMemFree", "cuLibraryUnload"]
-    assert cu.memory == {}
-
-
-def test_inputs_go_in_and_outputs_come_out(cu: FakeDriver) -> None:
-    toy = program()
-    instance = Instance(Gpu(), toy)
-    instance.write(toy.inputs[0], b"input")
-    x, _, arena = cu.memory
-    assert bytes(cu.memory[x][:5]) == b"input"
-    cu.memory[arena][128:134] = b"output"
-    assert instance.read(toy.outputs[0], 6) == b"output"
-
-
-def test_two_instances_share_code_and_no_memory(cu: FakeDriver) -> None:
-    gpu, toy = Gpu(), program()
-    code = Code(toy)
-    one, two = Instance(gpu, toy, code), Instance(gpu, toy, code)
-    assert cu.names().count("cuLibraryLoadData") == len(toy.kernels)
-    places = {i.address(Pointer(b)) for i in (one, two) for b in range(len(toy.buffers))}
-    assert len(places) == 2 * len(toy.buffers)
-    one.close()
-    assert "cuLibraryUnload" not in cu.names()
-    two.close()
-    code.close()
-    assert cu.names().count("cuLibraryUnload") == len(toy.kernels)
-
-
-def test_filling_leaves_the_weights_alone(cu: FakeDriver) -> None:
-    toy = program()
-    instance = Instance(Gpu(), toy)
-    instance.fill()
-    x, w, arena = cu.memory
-    assert bytes(cu.memory[w]) == toy.buffers[1].data
-    assert any(cu.memory[x])
-    assert any(cu.memory[arena][-16:])
-    first = bytes(cu.memory[arena])
-    instance.fill()
-    assert bytes(cu.memory[arena]) == first
-
-
-def opaque() -> Program:
-    kernel = Kernel("cudnn_dilated", Source.LIBRARY, (256, 1, 1), 128, opaque="a library kernel")
-    toy = program("dilated", [(64, 128)])
-    return Program(
-        "dilated", "sm_90a", (*toy.kernels, kernel), (*toy.launches, Launch(1, (8, 1, 1))), toy.buffers,
-        outputs=(Tensor("y", "float16", (1,), (1,), Pointer(2)),),
-    )  # fmt: skip
-
-
-def test_an_opaque_launch_cannot_run_from_a_file(cu: FakeDriver) -> None:
-    with pytest.raises(DeviceError, match="dilated cannot run from its file: the code of cudnn_dilated is not in it"):
-        Instance(Gpu(), opaque())
-    assert cu.memory == {}
-
-
-def test_a_part_of_a_program_runs_without_its_opaque_launches(cu: FakeDriver) -> None:
-    instance = Instance(Gpu(), opaque(), partial=True)
-    assert instance.every() == [0]
-    assert [instance.runnable(i) for i in (0, 1)] == [True, False]
-    assert [instance.blocks_per_sm(i) for i in (0, 1)] == [16, 1]
-    instance.enqueue(Stream())
-    assert [launch[0] for launch in cu.launches] == ["dilated_0"]
-
-
-def test_a_graph_of_a_program_is_captured_on_the_stream(cu: FakeDriver) -> None:
-    instance, stream = Instance(Gpu(), program()), Stream()
-    cu.calls.clear()
-    graph = instance.graph(stream)
-    assert cu.names() == [
-        "cuStreamBeginCapture", "cuLaunchKernel", "cuLaunchKernel", "cuStreamEndCapture", "cuGraphInstantiate",
-    ]  # fmt: skip
-    graph.launch(stream)
-    assert cu.names()[-1] == "cuGraphLaunch"
-
-
-def test_weights_that_were_left_out_are_only_allocated(cu: FakeDriver) -> None:
-    Instance(Gpu(), program().without_weights())
-    assert cu.names().count("cuMemAlloc") == 3
-    assert "cuMemcpyHtoD" not in cu.names()

@@ -121,16 +121,8 @@ def test_launches_add_up_to_the_program_and_none_is_shorter_than_the_least(
 def test_everything_is_given_back(cu: FakeDriver, tmp_path: Path) -> None:
     with ProfileStore(tmp_path / "p.db") as store:
         profile_program(program(), store, counters=False)
-    assert cu.memory == {}
-    names = cu.names()
-    for made, gone in (
-        ("cuGreenCtxCreate", "cuGreenCtxDestroy"), ("cuEventCreate", "cuEventDestroy"),
-        ("cuLibraryLoadData", "cuLibraryUnload"), ("cuGraphInstantiate", "cuGraphExecDestroy"),
-        ("cuDevicePrimaryCtxRetain", "cuDevicePrimaryCtxRelease"),
-    ):  # fmt: skip
-        assert names.count(made) == names.count(gone) > 0
-    streams = names.count("cuStreamCreateWithPriority") + names.count("cuGreenCtxStreamCreate")
-    assert streams == names.count("cuStreamDestroy")
+    assert "cuGreenCtxCreate" in cu.names()
+    assert cu.leaks() == []
 
 
 def test_a_small_gpu_is_measured_whole_and_in_the_parts_that_it_has(

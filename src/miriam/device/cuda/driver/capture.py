@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 __all__ = ["Capture", "begin_capture"]
 
 
+_PAGE = 4096  # bytes from address 0 where nothing lies
+
+
 def begin_capture(stream: Stream, body: Any = None) -> None:
     """Let ``stream`` collect, into ``body`` if one is given.
 
@@ -141,7 +144,7 @@ class Capture:
         node.type = getattr(cu.CUgraphConditionalNodeType, f"CU_GRAPH_COND_TYPE_{kind}")
         node.handle, node.size, node.ctx = cu.CUgraphConditionalHandle(handle), count, check("cuStreamGetCtx", at)
         _, _, graph, before, edges, size = check("cuStreamGetCaptureInfo", at)
-        added = check("cuGraphAddNode", graph, before, edges, size, params)
+        added = check("cuGraphAddNode", graph, before, _known(edges), size, params)
         bodies = [Capture(self.stream, cu.CUgraph(int(body))) for body in params.conditional.phGraph_out]
         how = cu.CUstreamUpdateCaptureDependencies_flags.CU_STREAM_SET_CAPTURE_DEPENDENCIES
         check("cuStreamUpdateCaptureDependencies", at, [added], None, 1, how)
@@ -158,6 +161,11 @@ class Capture:
         for side in self._sides if self._body is None else [*self._sides, self.stream]:
             side.close()
         self._sides = []
+
+
+def _known(edges: list[Any]) -> list[Any] | None:
+    """Data of edges, None if the driver has none: the bindings then count addresses from 0."""
+    return None if any(int(edge.getPtr()) < _PAGE for edge in edges) else edges
 
 
 def _follow(later: Stream, earlier: Stream) -> None:

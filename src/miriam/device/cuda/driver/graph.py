@@ -43,6 +43,6 @@ class Graph:
     def close(self) -> None:
         """Destroy the graph."""
         if self._graph is not None:
-            graph, self._graph = self._graph, None
-            check("cuGraphExecDestroy", self._exec)
+            graph, made, self._graph, self._exec = self._graph, self._exec, None, None
+            check("cuGraphExecDestroy", made)
             check("cuGraphDestroy", graph)

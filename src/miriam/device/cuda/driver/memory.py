@@ -26,7 +26,7 @@ class HostMemory:
     """
 
     def __init__(self, words: int) -> None:
-        cu, size = bindings(), 4 * max(words, 1)
+        cu, size = bindings(), 4 * words
         self._host: int | None = check(
             "cuMemHostAlloc", size, cu.CU_MEMHOSTALLOC_PORTABLE | cu.CU_MEMHOSTALLOC_DEVICEMAP
         )

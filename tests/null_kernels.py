@@ -1,0 +1,83 @@
+"""What the small kernels of ``miriam.elastic.resident`` do, for a GPU that runs no code.
+
+The launches of a pass do nothing there, so that a pass that was begun is complete when it is settled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from null_gpu import NullGpu
+
+from miriam.elastic import resident
+from miriam.elastic.state import ALL, COPIES, COPY_BYTES
+
+__all__ = ["EFFECTS"]
+
+_LAUNCHES = 12  # bytes from an inference's record to the number of its launches
+
+
+def _limits(gpu: NullGpu, table: int, lanes: int, count: int) -> None:
+    for at in range(table, table + 16 * lanes, 16):
+        lane, limiter = (int.from_bytes(gpu.memory.read(at + offset, 8), "little") for offset in (0, 8))
+        gpu.set_word(limiter, gpu.word(limiter) + count)
+        pending, padded, idle = (gpu.word(limiter + 4 * i) for i in range(3))
+        limit = min(padded, idle) if 0 < pending < 1 << 31 else idle
+        for copy in range(COPIES):
+            gpu.set_word(lane + COPY_BYTES * copy, limit)
+
+
+def _tell(gpu: NullGpu, counter: int, words: int, complete: bool) -> None:
+    gpu.set_word(counter, gpu.word(counter) + 1)
+    gpu.set_word(words + 4, int(complete))
+    gpu.set_word(words, gpu.word(counter))
+
+
+def _notify(gpu: NullGpu, inference: int, counter: int, words: int) -> None:
+    _tell(gpu, counter, words, not inference or gpu.word(inference) >= gpu.word(inference + _LAUNCHES))
+
+
+def _release(gpu: NullGpu, table: int, lanes: int, counter: int, words: int) -> None:
+    _limits(gpu, table, lanes, -1)
+    _tell(gpu, counter, words, True)
+
+
+def _gate(gpu: NullGpu, inference: int, lane: int, choice: int) -> Iterator[None]:
+    while gpu.word(inference) < gpu.word(inference + _LAUNCHES) and (
+        gpu.word(lane) != ALL if not choice else gpu.word(lane) == 0
+    ):
+        yield
+    if choice:
+        gpu.conditions[choice] = int(gpu.word(lane) != ALL)
+
+
+def _step(gpu: NullGpu, inference: int, lane: int, loop: int) -> None:
+    gpu.set_word(inference, gpu.word(inference + _LAUNCHES))
+    if loop:
+        gpu.conditions[loop] = 0
+
+
+def _look(gpu: NullGpu, lane: int, index: int, handle: int) -> None:
+    gpu.conditions[handle] = 1
+
+
+def _feed(gpu: NullGpu, counter: int, a: int, b: int, destination: int, size: int) -> None:
+    gpu.memory.write(destination, gpu.memory.read(b if gpu.word(counter) % 2 else a, size))
+
+
+def _compare(gpu: NullGpu, counter: int, output: int, a: int, b: int, size: int, wrong: int) -> None:
+    got, want = (gpu.memory.read(at, size) for at in (output, b if gpu.word(counter) % 2 else a))
+    gpu.set_word(wrong, gpu.word(wrong) + sum(got[i : i + 4] != want[i : i + 4] for i in range(0, size, 4)))
+
+
+EFFECTS: dict[str, Callable[..., Any]] = {
+    resident.NOTIFY: _notify,
+    resident.HOLD: _limits,
+    resident.RELEASE: _release,
+    resident.GATE: _gate,
+    resident.STEP: _step,
+    resident.LOOK: _look,
+    resident.FEED: _feed,
+    resident.COMPARE: _compare,
+}
