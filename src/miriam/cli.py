@@ -5,30 +5,23 @@ Nothing heavy is imported before the command that needs it runs: ``miriam --help
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from miriam._cli_bench import bench
+from miriam._console import BadInputError, Json, bad_input, print_json, progress_bar
 from miriam._files import replacing
-from miriam.errors import DeviceError, MiriamError, PolicyError, ProgramError, WorkloadError
+from miriam.errors import MiriamError, ProgramError
 
 if TYPE_CHECKING:
     from miriam.program import Program
-    from miriam.progress import Progress
 
 __all__ = ["app", "main"]
-
-
-class _BadInputError(MiriamError):
-    """What the user gave cannot be used."""
 
 
 class _Group(TyperGroup):
@@ -42,7 +35,7 @@ class _Group(TyperGroup):
             if os.environ.get("MIRIAM_DEBUG"):
                 raise
             typer.echo(f"miriam: {error}", err=True)
-            raise typer.Exit(2 if isinstance(error, _BadInputError) else 1) from None
+            raise typer.Exit(2 if isinstance(error, BadInputError) else 1) from None
 
 
 def _app(text: str, **options: Any) -> typer.Typer:
@@ -65,12 +58,9 @@ app = _app(
     """,
     add_completion=False,
 )
-bench = _app("Compare policies on mixed workloads.")
 zoo = _app("Programs that come with the package.\n\nReal networks, compiled and measured on an H200.")
-app.add_typer(bench, name="bench")
+app.command("bench")(bench)
 app.add_typer(zoo, name="zoo", no_args_is_help=False)
-
-Json = Annotated[bool, typer.Option("--json", help="Write JSON to standard output, and nothing else.")]
 
 
 def _version(wanted: bool) -> None:
@@ -87,59 +77,6 @@ def _root(
         bool, typer.Option("--version", help="Show the version.", callback=_version, is_eager=True)
     ] = False,
 ) -> None: ...
-
-
-@bench.callback()
-def _bench() -> None: ...
-
-
-@bench.command("mdtb")
-def bench_mdtb(
-    workload: Annotated[str, typer.Option(help="A, B, C, D, driving; several with commas.")] = "A,B,C,D",
-    policy: Annotated[str | None, typer.Option(help="Several with commas; all if left out.")] = None,
-    device: Annotated[str, typer.Option(help="See 'miriam devices'; a slice: sim:h200/16.")] = "sim:xavier",
-    duration: Annotated[float, typer.Option(metavar="SECONDS", help="Length of every run, in device time.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Same seed, same arrivals.")] = 0,
-    critical_load: Annotated[
-        float | None,
-        typer.Option(
-            metavar="SHARE",
-            help="Scale the rates so that the critical network alone would keep the device busy this share of the "
-            "time (above 0, at most 1).",
-        ),
-    ] = None,
-    kernels: Annotated[
-        str, typer.Option(help="tuned (Triton), or naive (plain CUDA C++, as the paper's benchmark had them).")
-    ] = "tuned",
-    out: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Write index.html, results.json and a trace there.")
-    ] = None,
-    jobs: Annotated[int | None, typer.Option(help="Processes to use; one for each core if left out.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Run MDTB, the benchmark of the paper.
-
-    Each network runs alone first, then all of a workload together under each policy.
-
-    \b
-    Examples:
-      miriam bench mdtb --device sim:xavier --out report
-      miriam bench mdtb --workload B,driving --policy multistream,miriam --device sim:h200/16
-      miriam bench mdtb --critical-load 0.3 --json > results.json
-    """
-    from miriam import bench as benchmark
-
-    with _input((WorkloadError, PolicyError, DeviceError)), _progress() as progress:
-        results = benchmark.run_mdtb(
-            workload, policy, device, duration, seed, out, critical_load=critical_load, kernels=kernels, jobs=jobs,
-            progress=lambda done, total, label: progress("running", done, total),
-        )  # fmt: skip
-    if as_json:
-        _print_json(results.to_json())
-        return
-    benchmark.print_table(results)
-    if out is not None:
-        typer.echo(f"The report is in {out / 'index.html'}")
 
 
 @app.command("compile")
@@ -171,11 +108,11 @@ def compile_(
         raise typer.BadParameter(f"there is no folder {output.absolute().parent}", param_hint="--output")
     from miriam.frontend.torch import compile_factory
 
-    with _progress() as progress:
+    with progress_bar() as progress:
         program = compile_factory(factory, shapes, dtype, name=name, weights=weights, fresh=fresh, progress=progress)
     program.save(output)
     if as_json:
-        _print_json(_summary(program) | {"file": str(output)})
+        print_json(_summary(program) | {"file": str(output)})
     else:
         typer.echo(f"{output}: {_in_words(program)}")
 
@@ -208,12 +145,12 @@ def profile(
     from miriam.program import Program
     from miriam.store import ProfileStore
 
-    with _input():
+    with bad_input():
         program = Program.load(file)
     from miriam.device.cuda.profiler import profile_program
 
     with ProfileStore() as store:
-        with _progress() as progress:
+        with progress_bar() as progress:
             profile_program(program, store, device, counters=counters, progress=progress)
         typer.echo(f"{program.name}: {len(program.launches)} launches are in {store.path}")
         if export is not None:
@@ -247,12 +184,12 @@ def elastic(
     from miriam.elastic.survey import print_survey, read, survey_module, survey_program
     from miriam.program import Program
 
-    with _input():
+    with bad_input():
         source = read(file)
         made = None if isinstance(source, Program) else rewritten(source)
         if output is not None:
             _check_output(output, file, ".miriam" if isinstance(source, Program) else ".ptx")
-    with _progress() as progress:
+    with progress_bar() as progress:
         if isinstance(source, Program):
             program = make_elastic(source, progress=progress)
             survey = survey_program(program, progress=progress)
@@ -265,7 +202,7 @@ def elastic(
                 with replacing(output, ProgramError) as part:
                     part.write_text(made.ptx, "utf-8")
     if as_json:
-        _print_json({"file": str(file)} | survey.to_json() | {"output": output and str(output)})
+        print_json({"file": str(file)} | survey.to_json() | {"output": output and str(output)})
         return
     print_survey(survey)
     if output is not None:
@@ -298,7 +235,7 @@ def zoo_list(as_json: Json = False) -> None:
 
     programs = [animals.load(name) for name in animals.names()]
     if as_json:
-        _print_json([_summary(program) for program in programs])
+        print_json([_summary(program) for program in programs])
         return
     width = max((len(program.name) for program in programs), default=0)
     for program in programs:
@@ -315,7 +252,7 @@ def zoo_show(name: Annotated[str, typer.Argument(help="See 'miriam zoo list'.")]
     """
     from miriam import zoo as animals
 
-    with _input():
+    with bad_input():
         program = animals.load(name)
     launches = [
         {
@@ -326,7 +263,7 @@ def zoo_show(name: Annotated[str, typer.Argument(help="See 'miriam zoo list'.")]
         for kernel in (program.kernels[step.kernel],)
     ]  # fmt: skip
     if as_json:
-        _print_json(_summary(program) | {"meta": dict(program.meta), "launch": launches})
+        print_json(_summary(program) | {"meta": dict(program.meta), "launch": launches})
         return
     typer.echo(f"{program.name}: {_in_words(program)}")
     for tensor in (*program.inputs, *program.outputs):
@@ -353,7 +290,7 @@ def zoo_export(
     """
     from miriam import zoo as animals
 
-    with _input():
+    with bad_input():
         program = animals.load(name)
     program.save(output)
     typer.echo(f"{output}: {_in_words(program)}")
@@ -373,7 +310,7 @@ def devices(as_json: Json = False) -> None:
 
     found = devices()
     if as_json:
-        _print_json(
+        print_json(
             [
                 {
                     "name": d.name, "title": d.title, "sms": d.sms, "usable": not d.unusable, "why": d.unusable,
@@ -397,37 +334,6 @@ def main() -> None:
     """Run the command; the entry point of the package."""
     warnings.showwarning = lambda message, *_, **__: typer.echo(f"miriam: warning: {message}", err=True)
     app()
-
-
-@contextlib.contextmanager
-def _input(kinds: type[MiriamError] | tuple[type[MiriamError], ...] = MiriamError) -> Iterator[None]:
-    """Let an error (of these kinds) end with the exit code of bad usage: it is in what the user gave."""
-    try:
-        yield
-    except kinds as error:
-        raise _BadInputError(str(error)) from error
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Progress]:
-    """A bar on standard error, where that is a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda what, done, total: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bars
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
-        tasks: dict[str, Any] = {}
-
-        def show(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-            bars.update(tasks[what], completed=done, total=total)
-
-        yield show
 
 
 def _shape(text: str) -> tuple[int, ...]:
@@ -465,7 +371,3 @@ def _in_words(program: Program) -> str:
         f"{found['launches']} launches ({found['triton_launches']} Triton{opaque}), {found['blocks']:,} blocks, "
         f"{found['size_bytes'] / 2**20:.0f} MiB, {program.target}"
     )
-
-
-def _print_json(value: object) -> None:
-    typer.echo(json.dumps(value, indent=2, allow_nan=False))

@@ -103,6 +103,24 @@ def test_a_closed_loop_asks_again_in_the_moment_it_is_answered_until_the_end() -
     assert arrivals == [30, 60, 90]
 
 
+def test_a_deep_closed_loop_keeps_so_many_requests_outstanding() -> None:
+    traffic = SeededTraffic([(task(), Closed(3))], 100.0, 0)
+    first = list(traffic.start())
+    assert [r.arrival_us for r in first] == [0, 0, 0]
+    assert len({r.number for r in first}) == 3
+    first[1].finish_us = 40.0
+    following = traffic.after(first[1])
+    assert following is not None
+    assert following.arrival_us == 40.0
+    assert str(Closed(3)) == "closed loop, 3 at a time"
+
+
+@pytest.mark.parametrize("depth", [0, -1, 1.5])
+def test_a_closed_loop_has_a_request_at_least(depth: Any) -> None:
+    with pytest.raises(WorkloadError, match="at least one"):
+        Closed(depth)
+
+
 def test_open_arrivals_have_no_next_turn() -> None:
     traffic = SeededTraffic([(task(), Uniform(100))], 1e6, 0)
     first: Request = next(iter(traffic.start()))
@@ -110,7 +128,7 @@ def test_open_arrivals_have_no_next_turn() -> None:
     assert traffic.after(first) is None
 
 
-@given(st.one_of(st.just(Closed()), rates.map(Uniform), rates.map(Poisson)))
+@given(st.one_of(st.integers(1, 9).map(Closed), rates.map(Uniform), rates.map(Poisson)))
 def test_json_and_back(arrivals: Arrivals) -> None:
     assert arrivals_from_json(arrivals.to_json()) == arrivals
 

@@ -104,12 +104,16 @@ def test_bad_usage_ends_with_2_and_says_why_on_standard_error(args: list[str]) -
         (["profile", "none.miriam"], "there is no program file none.miriam"),
         (["zoo", "show", "elephant"], "the zoo has no 'elephant'; it has one, two"),
         (["zoo", "export", "elephant", "-o", "x"], "the zoo has no 'elephant'"),
-        (["bench", "mdtb", "--workload", "A,Q"], "there is no workload 'Q'"),
+        (["bench", "mdtb", "--workload", "A,Q"], "mdtb has no workload 'Q'"),
         (["bench", "mdtb", "--workload", ""], "workload"),
         (["bench", "mdtb", "--policy", "magic"], "there is no policy 'magic'"),
         (["bench", "mdtb", "--device", "sim:4090"], "there is no simulated device 'sim:4090'"),
         (["bench", "mdtb", "--device", "sim:xavier/9"], "SMs"),
-        (["bench", "mdtb", "--device", "cuda:0"], "cuda:0"),
+        (["bench", "mdtb", "--device", "cuda:0"], "cuda:0 cannot be used"),
+        (["bench", "mdtb", "--repeats", "0"], "0 repeats"),
+        (["bench", "pair", "--depth", "0"], "0 requests at a time"),
+        (["bench", "pair", "--verify"], "on a GPU only"),
+        (["bench", "disb", "--workload", "driving"], "disb has no workload 'driving'"),
         (["bench", "mdtb", "--duration", "0"], "duration"),
         (["bench", "mdtb", "--duration", "nan"], "duration"),
         (["bench", "mdtb", "--critical-load", "1.5"], "critical load"),
@@ -247,12 +251,6 @@ def test_profile_measures_into_the_store_and_exports(monkeypatch: pytest.MonkeyP
     assert result.exit_code == 0, result.output
     assert str(tmp_path / "cache" / "profiles.db") in result.stdout
     assert len(ExportedProfiles(tmp_path / "toy.json.xz").launches) == 2
-
-
-def test_bench_runs_as_long_as_the_library_does_unless_told_otherwise() -> None:
-    from miriam.bench.mdtb import DEFAULT_DURATION_S
-
-    assert f"[default: {DEFAULT_DURATION_S}]" in call("bench", "mdtb", "--help").stdout
 
 
 def test_bench_prints_one_json_document_or_a_table_and_writes_the_report(tmp_path: Path) -> None:

@@ -3,20 +3,23 @@
 import json
 import multiprocessing
 import os
+import re
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
 import pytest
-from bench_support import CLOSED, PERIODIC, RANDOM, toy_profiles, toy_program, toy_results
+from bench_support import CLOSED, PERIODIC, RANDOM, Clockwork, toy_profiles, toy_program, toy_results
 from rich.console import Console
 
 from miriam.bench import MDTB, Poisson, Results, Uniform, print_table, run_mdtb
+from miriam.bench import run as run_benchmark
 from miriam.bench.arrivals import Closed
 from miriam.bench.report import render
 from miriam.bench.report.svg import time_text
 from miriam.bench.results import Made, Point
-from miriam.bench.workload import Workload, select
+from miriam.bench.suites import SUITES, select
+from miriam.bench.workload import Workload
 from miriam.errors import DeviceError, MiriamError, PolicyError, ProgramError, WorkloadError
 from miriam.program import Program
 from miriam.task import Criticality
@@ -199,7 +202,7 @@ def test_an_interrupt_ends_it_and_leaves_no_process_behind(jobs: int) -> None:
 
 
 def test_what_cannot_be_run_is_refused_with_a_way_out() -> None:
-    with pytest.raises(WorkloadError, match="no workload 'E': choose from A, B, C, D, driving"):
+    with pytest.raises(WorkloadError, match="mdtb has no workload 'E': choose from A, B, C, D, driving"):
         run_mdtb("A,E")
     with pytest.raises(WorkloadError, match="no workload was named"):
         run_mdtb([])
@@ -209,14 +212,20 @@ def test_what_cannot_be_run_is_refused_with_a_way_out() -> None:
         run_mdtb("A", [])
     with pytest.raises(WorkloadError, match="duration of 0 s"):
         run_mdtb("A", duration_s=0)
+    with pytest.raises(WorkloadError, match="0 repeats"):
+        run_mdtb("A", repeats=0)
+    with pytest.raises(WorkloadError, match="on a GPU only"):
+        run_mdtb("A", verify=True)
+    with pytest.raises(WorkloadError, match="no benchmark 'spec': choose from mdtb, disb, pair"):
+        run_benchmark("spec")
     with pytest.raises(WorkloadError, match="0 jobs"):
         run_mdtb("A", jobs=0)
     with pytest.raises(WorkloadError, match="seed -4"):
         run_mdtb("A", seed=-4)
     with pytest.raises(WorkloadError, match=r"critical load 1\.5"):
         run_mdtb("A", critical_load=1.5)
-    with pytest.raises(DeviceError, match="cannot run on device 'cuda:0': choose a simulated one"):
-        run_mdtb("A", device="cuda:0")
+    with pytest.raises(DeviceError, match="cannot run on device 'tpu:0'"):
+        run_mdtb("A", device="tpu:0")
     with pytest.raises(DeviceError, match="sim:toaster"):
         run_mdtb("A", device="sim:toaster")
 
@@ -242,9 +251,121 @@ def test_mdtb_as_we_know_it() -> None:
         assert [e.criticality for e in workload.entries] == [Criticality.CRITICAL, Criticality.NORMAL]
 
 
+def test_disb_as_published() -> None:
+    closed = Closed()
+    five = ("resnet152-b1", "densenet201-b1", "vgg19-b1", "inceptionv3-b1", "distilbert-b1")
+    beside = tuple((model, closed) for model in five)
+    expected = {
+        "A": ((("vgg19-b1", Uniform(100)),), (("resnet152-b1", closed),)),
+        "B": ((("vgg19-b1", closed),), (("resnet152-b1", closed),)),
+        "C": ((("vgg19-b1", Uniform(100)),), beside),
+        "D": (tuple((model, Uniform(20)) for model in five), beside),
+        "E": (tuple((model, Poisson(20)) for model in five), beside),
+    }
+    found = {
+        name: tuple(tuple((e.model, e.arrivals) for e in w.entries if e.critical is level) for level in (True, False))
+        for name, w in SUITES["disb"].workloads.items()
+    }
+    assert found == expected
+    assert any("RTX 3080" in note for note in SUITES["disb"].notes)
+
+
+def test_the_pair() -> None:
+    (workload,) = SUITES["pair"].workloads.values()
+    assert [(e.model, e.critical, e.arrivals) for e in workload.entries] == [
+        ("resnet34-b1", True, Poisson(200)), ("resnet18-b32", False, Closed(2)),
+    ]  # fmt: skip
+
+
+def test_depth_is_of_normal_closed_loops() -> None:
+    assert [e.arrivals for e in CLOSED.deepened(3).entries] == [Closed(), Closed(3)]
+    assert RANDOM.deepened(3) == RANDOM
+    found = run(CLOSED, depth=2)
+    assert [e.arrivals for e in found.workloads[0].entries] == [Closed(), Closed(2)]
+    alone, deep = run(CLOSED).alone("X", "big"), found.alone("X", "big")
+    assert alone is not None
+    assert deep is not None
+    assert alone.tasks[0].response is not None
+    assert deep.tasks[0].response is not None
+    assert deep.tasks[0].response.p50_us > 1.5 * alone.tasks[0].response.p50_us  # one waits for the other
+    assert deep.tasks[0].throughput_per_s > alone.tasks[0].throughput_per_s
+
+
+def test_networks_that_the_zoo_lacks_are_named_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = {"tuned": ("resnet152-b1",), "naive": ("vgg19-naive-b1",)}
+    monkeypatch.setattr("miriam.zoo.names", lambda kernels="tuned": there[kernels])
+    with pytest.raises(WorkloadError, match=r"no tuned kernels of vgg19-b1: .*make_zoo\.py .*--only vgg19'"):
+        run_benchmark("disb", "A,B", jobs=1)
+    with pytest.raises(WorkloadError, match="no naive kernels of resnet152-b1: take the tuned ones"):
+        run_benchmark("disb", "A", kernels="naive", jobs=1)
+
+
+def test_turns_hold_every_point_and_arrivals_of_their_own() -> None:
+    both, first, second = run(RANDOM, repeats=2), run(RANDOM), run(RANDOM, seed=1)
+    assert both.repeats == 2
+    assert [(p.repeat, p.label) for p in both.points] == [
+        (turn, label) for turn in (0, 1) for label in ("quick alone", "big alone", "multistream")
+    ]
+    for turn, other in ((0, first), (1, second)):
+        own = tuple(replace(p, repeat=0) for p in both.points if p.repeat == turn)
+        bare = tuple(replace(p, timeline=None) for p in comparable(other).points)
+        assert tuple(replace(p, timeline=None) for p in comparable(replace(both, points=own)).points) == bare
+    assert all(p.timeline is None for p in both.points if p.repeat == 1)
+
+
+def test_table_and_report_give_the_median_and_the_spread_of_turns() -> None:
+    found = run(RANDOM, repeats=3)
+    slow = sorted(p.critical.slowdown.p99 for p in found.points if p.critical and p.critical.slowdown)
+    assert len(set(slow)) == 3
+    console = Console(record=True, width=110, file=StringIO())
+    print_table(found, console)
+    assert f"{slow[1]:.2f}× ({slow[0]:.2f}–{slow[2]:.2f})" in console.export_text()
+    page = render(found)
+    assert f"<b>{slow[1]:.2f}×</b>" in page
+    assert f"<small>{slow[0]:.2f}–{slow[2]:.2f}</small>" in page
+    assert "3 turns" in page
+
+
+def test_a_device_that_is_no_model_is_measured_point_by_point_after_a_longer_warm_up() -> None:
+    told: list[str] = []
+    found = run_mdtb(
+        [PERIODIC], "multistream", "cuda:0", 0.6, repeats=2, programs=toy_program, profiles=toy_profiles,
+        open_device=Clockwork, progress=lambda done, total, label: told.append(label),
+    )  # fmt: skip
+    points = ["Y, quick alone", "Y, big alone", "Y, multistream"]
+    assert told == [*points, *(f"{label}, turn 2" for label in points)]
+    assert (found.simulated, found.warm_up_s) == (False, 0.5)
+    assert "by the clock on the wall" in found.notes
+    shared = found.point("Y", "multistream", 1)
+    assert shared is not None
+    assert (shared.occupancy, shared.sm_active, shared.timeline) == (None, None, None)
+    quick = shared.tasks[0]
+    assert quick.arrived == pytest.approx(400, abs=1)
+    assert quick.checked is not None
+    assert quick.checked > 400
+    console = Console(record=True, width=110, file=StringIO())
+    print_table(found, console)
+    text = console.export_text()
+    assert "cuda:0 (measured), 0.6 s a run, 2 turns" in text
+    assert re.search(r"Outputs compared: [\d,]+, wrong: 8\.", text)
+    assert "occ." not in text
+    assert "Measured on hardware" in render(found)
+
+
+def test_what_a_gpu_cannot_do_is_refused() -> None:
+    for options, says in (
+        ({"duration_s": 0.4}, "the first 0.5 s on a GPU do not count"),
+        ({"jobs": 2}, "a GPU is measured by one"),
+    ):
+        with pytest.raises(WorkloadError, match=says):
+            run_mdtb([CLOSED], device="cuda:0", open_device=Clockwork, **options)  # type: ignore[arg-type]
+
+
 def test_workloads_by_name() -> None:
-    assert [w.name for w in select(" a, Driving ,A")] == ["A", "driving"]
-    assert select([MDTB["C"], "B", CLOSED]) == (MDTB["C"], MDTB["B"], CLOSED)
+    mdtb = SUITES["mdtb"]
+    assert [w.name for w in select(" a, Driving ,A", mdtb)] == ["A", "driving"]
+    assert select([MDTB["C"], "B", CLOSED], mdtb) == (MDTB["C"], MDTB["B"], CLOSED)
+    assert [w.name for w in select(None, mdtb)] == ["A", "B", "C", "D"]
 
 
 def test_a_periodic_critical_task_is_due_before_its_next_request() -> None:

@@ -12,8 +12,7 @@ from run_program import outputs
 from support import Profiles
 
 from miriam import ProfileError, ProgramError, Role, WorkloadError, zoo
-from miriam.bench import run_mdtb
-from miriam.bench.workload import MDTB
+from miriam.bench import MDTB, run_mdtb
 from miriam.frontend.builder import Builder, Value
 
 NAIVE = zoo.names("naive")

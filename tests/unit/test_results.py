@@ -32,7 +32,7 @@ def test_documents_follow_the_schema(results: Results) -> None:
 @pytest.mark.parametrize(
     "spoil",
     [
-        lambda raw: raw.update(version=2),
+        lambda raw: raw.update(version=1),
         lambda raw: raw.pop("seed"),
         lambda raw: raw["points"][0].update(surprise=1),
         lambda raw: raw["points"][2]["tasks"][0].update(response={"count": 0}),
@@ -81,8 +81,8 @@ def test_curves_and_probabilities_go_together(results: Results) -> None:
         ('{"format": "miriam.results", "vers', "no results document or is damaged"),
         ("[1, 2]", "no results document of Miriam"),
         ('{"format": "other", "version": 1}', "no results document of Miriam"),
-        ('{"format": "miriam.results", "version": 7}', "version 7, this Miriam reads 1"),
-        ('{"format": "miriam.results", "version": 1}', "damaged results document"),
+        ('{"format": "miriam.results", "version": 7}', "version 7, this Miriam reads 2"),
+        ('{"format": "miriam.results", "version": 2}', "damaged results document"),
     ],
 )
 def test_other_files_are_refused_with_a_way_out(tmp_path: Path, content: str, message: str) -> None:
@@ -149,6 +149,40 @@ def test_points_are_related_to_alone_and_to_sequential() -> None:
         [None], [None], [1.5, 1.5], [1.1, 3.0],
     ]  # fmt: skip
     assert [(p.critical_per_s, p.normal_per_s, p.overall_per_s) for p in points[2:]] == [(10, 10, 20), (10, 30, 40)]
+
+
+def test_a_turn_and_a_regime_are_compared_with_their_own() -> None:
+    def both(policy: str, repeat: int, slower: float) -> Point:
+        return replace(point(policy, None, task("c", 1, 10, slower), task("n", 0, 20, 20.0)), repeat=repeat)
+
+    def alone(policy: str, repeat: int, own: float) -> Point:
+        return replace(point(policy, "c", task("c", 1, 10, own)), repeat=repeat)
+
+    points = relate(
+        [
+            alone("multistream", 0, 100.0), alone("multistream", 1, 200.0), alone("mps", 0, 50.0),
+            both("miriam", 0, 120.0), both("miriam", 1, 240.0), both("mps", 0, 75.0), both("mps:50", 0, 60.0),
+            both("mps", 1, 260.0),
+        ]
+    )  # fmt: skip
+    found = [p.critical.slowdown.p99 for p in points[3:] if p.critical and p.critical.slowdown]
+    assert found == pytest.approx([1.2, 1.2, 1.5, 1.2, 1.3])
+    assert [p.label for p in points[1:3]] == ["c alone", "c alone, mps"]
+
+
+def test_normal_work_against_stock_and_what_is_left_of_the_time() -> None:
+    def shared(per_s: float, stock_per_s: float | None) -> Point:
+        return point(
+            "miriam", None, task("c", 1, 200, 900.0), replace(task("n", 0, per_s, 20.0), stock_per_s=stock_per_s)
+        )
+
+    alone = point("multistream", "c", task("c", 1, 200, 1000.0))  # 200/s, 1 ms each: busy 20 % of the time
+    _, known, unknown = relate([alone, shared(600, 1000), shared(600, None)])
+    assert (known.normal_vs_stock, known.normal_vs_free) == pytest.approx((0.6, 0.75))
+    assert (unknown.normal_vs_stock, unknown.normal_vs_free) == (None, None)
+    closed = point("multistream", "c", task("c", 1, 1001, 1000.0))
+    assert relate([closed, shared(600, 1000)])[1].normal_vs_free is None
+    assert relate([shared(600, 1000)])[0].normal_vs_free is None
 
 
 def test_without_what_to_compare_with_there_is_no_comparison() -> None:

@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from miriam.bench.arrivals import Closed, Poisson, SeededTraffic, Uniform
-    from miriam.bench.mdtb import run as run_mdtb
     from miriam.bench.report import write
     from miriam.bench.results import Point, Results
+    from miriam.bench.runner import run, run_mdtb
+    from miriam.bench.suites import MDTB, SUITES
     from miriam.bench.table import print_table
-    from miriam.bench.workload import MDTB, Entry, Workload
+    from miriam.bench.workload import Entry, Workload
 
 _PUBLIC = {
-    "MDTB": ("workload", "MDTB"),
+    "MDTB": ("suites", "MDTB"),
+    "SUITES": ("suites", "SUITES"),
     "Closed": ("arrivals", "Closed"),
     "Entry": ("workload", "Entry"),
     "Point": ("results", "Point"),
@@ -30,12 +32,14 @@ _PUBLIC = {
     "Uniform": ("arrivals", "Uniform"),
     "Workload": ("workload", "Workload"),
     "print_table": ("table", "print_table"),
-    "run_mdtb": ("mdtb", "run"),
+    "run": ("runner", "run"),
+    "run_mdtb": ("runner", "run_mdtb"),
     "write": ("report", "write"),
 }
 
 __all__ = [
     "MDTB",
+    "SUITES",
     "Closed",
     "Entry",
     "Point",
@@ -45,6 +49,7 @@ __all__ = [
     "Uniform",
     "Workload",
     "print_table",
+    "run",
     "run_mdtb",
     "write",
 ]

@@ -22,9 +22,21 @@ _CHUNK = 256
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """One request at a time: the next one arrives in the moment in which the one before it finishes."""
+    """So many requests at a time: the next one arrives in the moment in which one of them finishes.
 
+    Attributes
+    ----------
+    depth
+        Requests that the client keeps outstanding. With one, a device that is told of each request by
+        its host idles from an answer to the next request; with two it does not.
+    """
+
+    depth: int = 1
     kind: ClassVar[str] = "closed"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.depth, int) or self.depth < 1:
+            raise WorkloadError(f"a closed loop with {self.depth} requests at a time: at least one is needed")
 
     def scaled(self, factor: float) -> Closed:
         """Itself: a closed loop has no rate."""
@@ -32,10 +44,10 @@ class Closed:
 
     def to_json(self) -> dict[str, str | float]:
         """As it stands in a results document."""
-        return {"kind": self.kind}
+        return {"kind": self.kind, "depth": self.depth}
 
     def __str__(self) -> str:
-        return "closed loop"
+        return "closed loop" if self.depth == 1 else f"closed loop, {self.depth} at a time"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +117,7 @@ Arrivals: TypeAlias = Closed | Uniform | Poisson
 def arrivals_from_json(raw: dict[str, str | float]) -> Arrivals:
     """The arrivals that :meth:`to_json` described."""
     if raw["kind"] == Closed.kind:
-        return Closed()
+        return Closed(int(raw["depth"]))
     for kind in (Uniform, Poisson):
         if raw["kind"] == kind.kind:
             return kind(float(raw["rate_per_s"]))
@@ -150,12 +162,12 @@ class SeededTraffic:
         """Arrivals of the task ``name`` that are known from the start, shape (arrivals,)."""
         arrivals = next(arrivals for task, arrivals in self._tasks if task.name == name)
         if isinstance(arrivals, Closed):
-            return np.zeros(1 if self._until_us > 0 else 0)
+            return np.zeros(arrivals.depth if self._until_us > 0 else 0)
         rng = np.random.default_rng([self._seed, zlib.crc32(name.encode())])
         return arrivals.times_us(self._until_us, rng)
 
     def start(self) -> Iterable[Request]:
-        """All requests of open arrivals and the first of every closed loop, by time of arrival."""
+        """All requests of open arrivals and the first ones of every closed loop, by time of arrival."""
         first = [(float(t), i, task) for i, (task, _) in enumerate(self._tasks) for t in self.times_us(task.name)]
         return [self._request(task, t) for t, _, task in sorted(first, key=lambda entry: entry[:2])]
 

@@ -21,6 +21,10 @@ slowdown
     with the same arrivals, in the same run of the benchmark.
 throughput
     Requests that finished inside the window, over its length.
+stock
+    What a model does alone in plain PyTorch: requests by second, one CUDA graph of the eager module
+    launched back to back, fp16, channels-last, cuDNN and cuBLAS. Our own kernels alone are a soft
+    reference; this one is what a user has today.
 deadline miss
     A request that arrived inside the window and took longer than its deadline, finished or not.
 """
@@ -100,6 +104,11 @@ class TaskMetrics:
         Response time and service latency of the counted requests, or None where there were none.
     slowdown
         Of the response time; None where the task did not run alone or nothing finished.
+    stock_per_s
+        What its model does alone in plain PyTorch, requests by second; None where that was not measured.
+    checked, wrong
+        Outputs that were compared with those of the same inputs alone, and how many of them differed;
+        None where the device did not look.
     """
 
     name: str
@@ -111,6 +120,9 @@ class TaskMetrics:
     response: Latency | None
     service: Latency | None
     slowdown: Slowdown | None = None
+    stock_per_s: float | None = None
+    checked: int | None = None
+    wrong: int | None = None
 
     @property
     def critical(self) -> bool:

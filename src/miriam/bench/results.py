@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -20,12 +20,14 @@ from miriam.bench.timeline import Timeline
 from miriam.bench.workload import Entry, Workload
 from miriam.errors import WorkloadError
 
-__all__ = ["FORMAT_VERSION", "Made", "Point", "Results", "Step", "relate", "schema"]
+__all__ = ["ALONE", "BASELINE", "FORMAT_VERSION", "Made", "Point", "Results", "Step", "relate", "schema"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _FORMAT = "miriam.results"
 BASELINE = "sequential"
 """The policy whose overall throughput the others are compared with."""
+ALONE = "multistream"
+"""The policy that serves a task alone: with one task it does nothing but hand its requests to the device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,18 +69,29 @@ class Point:
         Their names; ``policy`` is the one that served the task also where it was alone.
     alone
         Name of the task that had the device for itself, or None.
+    repeat
+        Which turn of the benchmark it belongs to, from 0. Points are compared within a turn only.
     tasks
         Metrics by task.
     overall_vs_sequential
-        Overall throughput over that of the policy ``sequential`` in the same run; None where it did
+        Overall throughput over that of the policy ``sequential`` in the same turn; None where it did
         not run.
     normal_vs_alone
         Throughput of a normal task over its throughput alone, mean over the normal tasks; None where
         there is none.
+    normal_vs_stock
+        Throughput of a normal task over that of its model alone in plain PyTorch, mean over the normal
+        tasks for which that was measured; None where there is none.
+    normal_vs_free
+        ``normal_vs_stock / (1 - busy)`` with ``busy``, the share of the time that critical requests take
+        alone: the sum over the critical tasks of requests by second times mean service latency, both
+        alone in the same turn. 1 is all that plain PyTorch would do in the time that is left. None where
+        nothing is left or one of these is not known.
     busy
         Share of the run in which at least one block was resident.
     occupancy, sm_active, blocks
-        As :class:`miriam.device.base.Usage` defines them, over the whole run.
+        As :class:`miriam.device.base.Usage` defines them, over the whole run. These three and ``busy``
+        are None where the device cannot know.
     report
         What the policy says about itself.
     timeline
@@ -89,19 +102,24 @@ class Point:
     policy: str
     alone: str | None
     tasks: tuple[TaskMetrics, ...]
-    busy: float
-    occupancy: float
-    sm_active: float
-    blocks: int
+    busy: float | None
+    occupancy: float | None
+    sm_active: float | None
+    blocks: int | None
     report: Mapping[str, float]
     timeline: Timeline | None = None
+    repeat: int = 0
     overall_vs_sequential: float | None = None
     normal_vs_alone: float | None = None
+    normal_vs_stock: float | None = None
+    normal_vs_free: float | None = None
 
     @property
     def label(self) -> str:
         """For people: policy, or the task that was alone."""
-        return self.policy if self.alone is None else f"{self.alone} alone"
+        if self.alone is None:
+            return self.policy
+        return f"{self.alone} alone" + ("" if self.policy == ALONE else f", {self.policy}")
 
     @property
     def critical(self) -> TaskMetrics | None:
@@ -139,13 +157,17 @@ class Results:
     ----------
     made
         Where, when and with what.
+    suite
+        Name of the benchmark.
     device, simulated, notes
         Name of the device as the user wrote it, whether it is a model of one, and what a reader of
         the results has to know about it.
     duration_s, warm_up_s
         Length of every run, and how much of its begin does not count.
     seed, critical_load
-        As the user gave them.
+        As the user gave them. Turn ``i`` has the arrivals of ``seed + i``.
+    repeats
+        Turns: each holds every task alone and every policy once.
     policies, workloads
         What was run; rates of ``workloads`` are those that were used.
     programs
@@ -155,6 +177,7 @@ class Results:
     """
 
     made: Made
+    suite: str
     device: str
     simulated: bool
     notes: tuple[str, ...]
@@ -162,18 +185,24 @@ class Results:
     warm_up_s: float
     seed: int
     critical_load: float | None
+    repeats: int
     policies: tuple[str, ...]
     workloads: tuple[Workload, ...]
     programs: Mapping[str, tuple[Step, ...]]
     points: tuple[Point, ...]
 
-    def point(self, workload: str, policy: str) -> Point | None:
+    def point(self, workload: str, policy: str, repeat: int = 0) -> Point | None:
         """The run of a workload under a policy."""
-        return next((p for p in self.points if p.workload == workload and p.policy == policy and p.alone is None), None)
+        return next((p for p in self.turns(workload, policy) if p.repeat == repeat), None)
 
-    def alone(self, workload: str, task: str) -> Point | None:
+    def alone(self, workload: str, task: str, policy: str = ALONE, repeat: int = 0) -> Point | None:
         """The run in which a task of a workload was alone."""
-        return next((p for p in self.points if p.workload == workload and p.alone == task), None)
+        return next((p for p in self.turns(workload, policy, task) if p.repeat == repeat), None)
+
+    def turns(self, workload: str, policy: str, alone: str | None = None) -> tuple[Point, ...]:
+        """The runs of all turns of a workload under a policy, or of one of its tasks alone."""
+        wanted = (workload, policy, alone)
+        return tuple(p for p in self.points if (p.workload, p.policy, p.alone) == wanted)
 
     def to_json(self) -> dict[str, Any]:
         """The document, ready for :mod:`json`."""
@@ -181,11 +210,13 @@ class Results:
             "format": _FORMAT,
             "version": FORMAT_VERSION,
             "made": asdict(self.made),
+            "suite": self.suite,
             "device": {"name": self.device, "simulated": self.simulated, "notes": list(self.notes)},
             "duration_s": self.duration_s,
             "warm_up_s": self.warm_up_s,
             "seed": self.seed,
             "critical_load": self.critical_load,
+            "repeats": self.repeats,
             "policies": list(self.policies),
             "workloads": [_workload_json(w) for w in self.workloads],
             "programs": {
@@ -209,7 +240,7 @@ class Results:
         WorkloadError
             The file is missing, no results document, damaged, or of another version.
         """
-        again = "run the benchmark again with 'miriam bench mdtb'"
+        again = "run the benchmark again with 'miriam bench'"
         try:
             raw = json.loads(Path(path).read_text("utf-8"))
         except OSError as error:
@@ -237,32 +268,55 @@ def schema() -> dict[str, Any]:
 
 
 def relate(points: Iterable[Point]) -> tuple[Point, ...]:
-    """Fill in what needs two runs: slowdowns against alone, throughput against ``sequential``."""
-    points = tuple(points)
-    alone = {(p.workload, p.alone): p.tasks[0] for p in points if p.alone is not None}
-    base = {p.workload: p.overall_per_s for p in points if p.alone is None and p.policy == BASELINE}
+    """Fill in what needs several runs of a turn: slowdowns against alone, throughput against what there is.
 
-    def slower(point: Point, task: TaskMetrics) -> TaskMetrics:
-        own = alone.get((point.workload, task.name))
-        return replace(task, slowdown=slowdown(task.response, own.response if own else None))
+    A task was alone under the same regime if there is such a run: for ``mps:50`` one of the policy ``mps``,
+    else one of :data:`ALONE`.
+    """
+    points = tuple(points)
+    alone = {(p.workload, p.repeat, p.policy, p.alone): p.tasks[0] for p in points if p.alone is not None}
+    base = {(p.workload, p.repeat): p.overall_per_s for p in points if p.alone is None and p.policy == BASELINE}
 
     def related(point: Point) -> Point:
         if point.alone is not None:
             return point
-        sequential = base.get(point.workload)
-        shares = [
-            t.throughput_per_s / own.throughput_per_s
-            for t in point.tasks
-            if not t.critical and (own := alone.get((point.workload, t.name))) and own.throughput_per_s
-        ]
+        turn = point.workload, point.repeat
+        regime = point.policy.partition(":")[0]
+        own = {t.name: alone.get((*turn, regime, t.name)) or alone.get((*turn, ALONE, t.name)) for t in point.tasks}
+        sequential = base.get(turn)
+        normal = [t for t in point.tasks if not t.critical]
+        alone_per_s = {name: a.throughput_per_s for name, a in own.items() if a is not None}
+        stock = _mean([t.throughput_per_s / t.stock_per_s for t in normal if t.stock_per_s])
+        left = _left([own[t.name] for t in point.tasks if t.critical])
         return replace(
             point,
-            tasks=tuple(slower(point, t) for t in point.tasks),
+            tasks=tuple(
+                replace(t, slowdown=slowdown(t.response, a.response if (a := own[t.name]) else None))
+                for t in point.tasks
+            ),
             overall_vs_sequential=point.overall_per_s / sequential if sequential else None,
-            normal_vs_alone=sum(shares) / len(shares) if shares else None,
+            normal_vs_alone=_mean(
+                [t.throughput_per_s / own_per_s for t in normal if (own_per_s := alone_per_s.get(t.name))]
+            ),
+            normal_vs_stock=stock,
+            normal_vs_free=stock / left if stock is not None and left is not None else None,
         )
 
     return tuple(map(related, points))
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _left(critical: Sequence[TaskMetrics | None]) -> float | None:
+    """Share of the time that critical tasks, which ran alone, leave to others; None if none or not known."""
+    busy = 0.0
+    for task in critical:
+        if task is None or task.service is None:
+            return None
+        busy += task.throughput_per_s * task.service.mean_us * 1e-6
+    return 1 - busy if busy < 1 else None
 
 
 def _workload_json(workload: Workload) -> dict[str, Any]:
@@ -297,8 +351,9 @@ def _point_json(point: Point) -> dict[str, Any]:
     raw = {
         name: getattr(point, name)
         for name in (
-            "workload", "policy", "alone", "critical_per_s", "normal_per_s", "overall_per_s", "overall_vs_sequential",
-            "normal_vs_alone", "busy", "occupancy", "sm_active", "blocks",
+            "workload", "policy", "alone", "repeat", "critical_per_s", "normal_per_s", "overall_per_s",
+            "overall_vs_sequential", "normal_vs_alone", "normal_vs_stock", "normal_vs_free", "busy", "occupancy",
+            "sm_active", "blocks",
         )
     }  # fmt: skip
     return raw | {
@@ -328,6 +383,7 @@ def _point(raw: dict[str, Any]) -> Point:
         workload=raw["workload"],
         policy=raw["policy"],
         alone=raw["alone"],
+        repeat=raw["repeat"],
         tasks=tuple(_task(t) for t in raw["tasks"]),
         busy=raw["busy"],
         occupancy=raw["occupancy"],
@@ -337,12 +393,15 @@ def _point(raw: dict[str, Any]) -> Point:
         timeline=Timeline.from_json(raw["timeline"]) if raw["timeline"] else None,
         overall_vs_sequential=raw["overall_vs_sequential"],
         normal_vs_alone=raw["normal_vs_alone"],
+        normal_vs_stock=raw["normal_vs_stock"],
+        normal_vs_free=raw["normal_vs_free"],
     )
 
 
 def _from_json(raw: dict[str, Any]) -> Results:
     return Results(
         made=Made(**raw["made"]),
+        suite=raw["suite"],
         device=raw["device"]["name"],
         simulated=raw["device"]["simulated"],
         notes=tuple(raw["device"]["notes"]),
@@ -350,6 +409,7 @@ def _from_json(raw: dict[str, Any]) -> Results:
         warm_up_s=raw["warm_up_s"],
         seed=raw["seed"],
         critical_load=raw["critical_load"],
+        repeats=raw["repeats"],
         policies=tuple(raw["policies"]),
         workloads=tuple(_workload(w) for w in raw["workloads"]),
         programs={model: tuple(Step(*s) for s in steps) for model, steps in raw["programs"].items()},

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from miriam.bench.report.svg import rate_text, time_text
-from miriam.bench.results import Point, Results
+from miriam.bench.results import Results
+from miriam.bench.summary import Spread, Summary, summaries
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 __all__ = ["print_table"]
 
-_FEW = 100
-_WIDTH = 100
+_WIDTH = 110
+_NONE = "–"
 
 
 def print_table(results: Results, console: Console | None = None) -> None:
@@ -35,52 +38,95 @@ def print_table(results: Results, console: Console | None = None) -> None:
         title=_title(results), title_justify="left", title_style="bold", caption_justify="left",
         box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False,
     )  # fmt: skip
+    rows = [(w.name, i == 0, row) for w in results.workloads for i, row in enumerate(summaries(results, w))]
+    columns = [c for c in _COLUMNS if c.always or any(c.cell(row) != _NONE for _, _, row in rows)]
     table.add_column("", no_wrap=True)
     table.add_column("policy", no_wrap=True)
-    for name in ("p50", "p99", "p99 vs\nalone", "normal\n/s", "all\n/s", "all vs\nseq.", "missed", "occ."):
-        table.add_column(name, justify="right", no_wrap=True)
-    few = behind = False
-    for workload in results.workloads:
-        alone = results.alone(workload.name, workload.critical.name) if workload.critical else None
-        points = [p for name in results.policies if (p := results.point(workload.name, name)) is not None]
-        for i, point in enumerate([*([alone] if alone else []), *points]):
-            cells = _cells(point)
-            few |= cells[1].endswith("*")
-            behind |= cells[1].startswith(">")
-            style = "dim" if point.alone else "bold" if point.policy == "miriam" else None
-            table.add_row(
-                workload.name if i == 0 else "", "alone" if point.alone else point.policy, *cells, style=style
-            )
-        table.add_section()
+    for column in columns:
+        table.add_column(column.head, justify="right", no_wrap=True)
+    for name, first, row in rows:
+        if first and table.rows:
+            table.add_section()
+        style = "dim" if row.alone else "bold" if row.policy == "miriam" else None
+        table.add_row(name if first else "", row.label, *(c.cell(row) for c in columns), style=style)
     console.print(table)
-    console.print("p50, p99: response time of the critical task. all vs seq.: against the policy sequential.")
-    if few:
-        console.print("* fewer than 100 requests: the longest of them.", markup=False)
-    if behind:
-        console.print("> more than 1 % of the requests did not finish in the run: p99 is longer.", markup=False)
-    for note in results.notes:
-        console.print(f"Note: {note}", highlight=False, markup=False)
+    for line in _legend(results, [row for _, _, row in rows], columns):
+        console.print(line, highlight=False, markup=False)
 
 
 def _title(results: Results) -> str:
     scaled = "" if results.critical_load is None else f", critical load {results.critical_load:g}"
     kind = "simulated" if results.simulated else "measured"
-    return f"{results.device} ({kind}), {results.duration_s:g} s a run, seed {results.seed}{scaled}"
+    turns = "" if results.repeats == 1 else f", {results.repeats} turns"
+    return f"{results.device} ({kind}), {results.duration_s:g} s a run{turns}, seed {results.seed}{scaled}"
 
 
-def _cells(point: Point) -> list[str]:
-    task = point.critical
-    response = task.response if task else None
-    slower = task.slowdown if task else None
-    ratio = point.overall_vs_sequential
-    bound = "> " if task and task.behind else ""
-    return [
-        time_text(response.p50_us) if response else "–",
-        bound + time_text(response.p99_us) + ("*" if response.count < _FEW else "") if response else "–",
-        f"{bound}{slower.p99:.2f}×" if slower else "–",
-        rate_text(point.normal_per_s) if point.alone is None else "–",
-        rate_text(point.overall_per_s),
-        f"{ratio:.2f}×" if ratio is not None else "–",
-        "–" if point.missed is None else str(point.missed),
-        f"{100 * point.occupancy:.0f} %",
-    ]
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """One column; those that are not always there are left out where no row has anything in them."""
+
+    head: str
+    cell: Callable[[Summary], str]
+    about: str = ""
+    always: bool = True
+
+
+def _p99(row: Summary) -> str:
+    if row.p99_us is None:
+        return _NONE
+    return ("> " if row.behind else "") + time_text(row.p99_us) + ("*" if row.few else "")
+
+
+def _slowdown(row: Summary) -> str:
+    if row.slowdown is None:
+        return _NONE
+    return ("> " if row.behind else "") + f"{row.slowdown.median:.2f}×" + _range(row.slowdown, "{:.2f}".format)
+
+
+def _range(spread: Spread, text: Callable[[float], str]) -> str:
+    return "" if spread.low == spread.high else f" ({text(spread.low)}–{text(spread.high)})"
+
+
+def _normal(row: Summary) -> str:
+    if row.normal_per_s is None:
+        return _NONE
+    return rate_text(row.normal_per_s.median) + _range(row.normal_per_s, rate_text)
+
+
+def _percent(value: float | None) -> str:
+    return _NONE if value is None else f"{100 * value:.0f} %"
+
+
+_COLUMNS = (
+    _Column("p50", lambda row: _NONE if row.p50_us is None else time_text(row.p50_us)),
+    _Column("p99", _p99),
+    _Column("p99 vs\nalone", _slowdown),
+    _Column("normal\n/s", _normal),
+    _Column("of\nstock", lambda row: _percent(row.normal_vs_stock),
+            "of stock: normal work against plain PyTorch alone.", always=False),
+    _Column("of\nfree", lambda row: _percent(row.normal_vs_free),
+            "of free: the same, over the share of the time that critical requests leave.", always=False),
+    _Column("all\n/s", lambda row: rate_text(row.overall_per_s)),
+    _Column("all vs\nseq.", lambda row: _NONE if row.overall_vs_sequential is None
+            else f"{row.overall_vs_sequential:.2f}×", "all vs seq.: against the policy sequential.", always=False),
+    _Column("missed", lambda row: _NONE if row.missed is None else str(row.missed), always=False),
+    _Column("occ.", lambda row: _percent(row.occupancy), always=False),
+)  # fmt: skip
+
+
+def _legend(results: Results, rows: Sequence[Summary], columns: Sequence[_Column]) -> Iterator[str]:
+    """What a reader has to know."""
+    about = " ".join(c.about for c in columns if c.about)
+    yield f"p50, p99: response time of the critical task. {about}".rstrip()
+    if results.repeats > 1:
+        yield f"Medians of {results.repeats} turns, in brackets the least and the most."
+    if any(row.few for row in rows):
+        yield "* fewer than 100 requests: the longest of them."
+    if any(row.behind for row in rows):
+        yield "> more than 1 % of the requests did not finish in the run: p99 is longer."
+    compared = [task for point in results.points for task in point.tasks if task.checked is not None]
+    if compared:
+        wrong = sum(task.wrong or 0 for task in compared)
+        yield f"Outputs compared: {sum(task.checked or 0 for task in compared):,}, wrong: {wrong:,}."
+    for note in results.notes:
+        yield f"Note: {note}"

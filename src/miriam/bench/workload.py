@@ -1,22 +1,15 @@
-"""Workloads: which models share a device, how critical they are, and when their requests come.
-
-MDTB is the mixed-critical benchmark of the Miriam paper (SenSys'23, arXiv 2307.04339). The
-definitions here are the paper's benchmark as we know it; the paper's own kernels are far slower than
-ours, so the rates as written leave a tuned device nearly idle: see :meth:`Workload.scaled`.
-"""
+"""Workloads: which models share a device, how critical they are, and when their requests come."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 
-from miriam.bench.arrivals import Arrivals, Closed, Poisson, Uniform
+from miriam.bench.arrivals import Arrivals, Closed, Uniform
 from miriam.errors import WorkloadError
 from miriam.program import Program
 from miriam.task import Criticality, Task
 
-__all__ = ["MDTB", "Entry", "Workload", "check_load", "select"]
+__all__ = ["Entry", "Workload", "check_load"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,66 +121,15 @@ class Workload:
         factor = load * 1e6 / alone_us / entry.arrivals.rate_per_s
         return replace(self, entries=tuple(replace(e, arrivals=e.arrivals.scaled(factor)) for e in self.entries))
 
-
-def _pair(name: str, title: str, critical: tuple[str, str, Arrivals], normal: tuple[str, str, Arrivals]) -> Workload:
-    return Workload(name, title, (Entry(critical[0], critical[1], Criticality.CRITICAL, critical[2]),
-                                  Entry(normal[0], normal[1], Criticality.NORMAL, normal[2])))  # fmt: skip
-
-
-MDTB: Mapping[str, Workload] = MappingProxyType(
-    {
-        w.name: w
-        for w in (
-            _pair(
-                "A", "AlexNet beside CifarNet, both without a pause",
-                ("AlexNet", "alexnet-b1", Closed()), ("CifarNet", "cifarnet-b1", Closed()),
-            ),
-            _pair(
-                "B", "SqueezeNet at a fixed rate beside AlexNet without a pause",
-                ("SqueezeNet", "squeezenet-b1", Uniform(10)), ("AlexNet", "alexnet-b1", Closed()),
-            ),
-            _pair(
-                "C", "GRU at random moments beside ResNet-50 without a pause",
-                ("GRU", "gru-b1", Poisson(10)), ("ResNet-50", "resnet50-b1", Closed()),
-            ),
-            _pair(
-                "D", "LSTM at a fixed rate beside SqueezeNet without a pause",
-                ("LSTM", "lstm-b1", Uniform(10)), ("SqueezeNet", "squeezenet-b1", Closed()),
-            ),
-            _pair(
-                "driving", "Obstacle detection at 10 Hz beside pose estimation at 12.5 Hz",
-                ("ResNet-50", "resnet50-b1", Uniform(10)), ("SqueezeNet", "squeezenet-b1", Uniform(12.5)),
-            ),
-        )
-    }
-)  # fmt: skip
-"""Workloads A to D and the driving case, by name."""
+    def deepened(self, depth: int) -> Workload:
+        """The same workload whose normal closed loops keep ``depth`` requests outstanding."""
+        loop = Closed(depth)
+        loops = [not e.critical and isinstance(e.arrivals, Closed) for e in self.entries]
+        entries = zip(self.entries, loops, strict=True)
+        return replace(self, entries=tuple(replace(e, arrivals=loop) if own else e for e, own in entries))
 
 
 def check_load(load: float) -> None:
     """Raise :class:`WorkloadError` if ``load`` is no share of the time."""
     if not 0 < load <= 1:
         raise WorkloadError(f"critical load {load}: a share of the time is needed, above 0 and at most 1")
-
-
-def select(names: str | Iterable[str | Workload]) -> tuple[Workload, ...]:
-    """Workloads by name (``"A,B"`` or a list); workloads pass through, repeats are dropped.
-
-    Raises
-    ------
-    WorkloadError
-        A name is unknown, or nothing is left.
-    """
-    found: dict[str, Workload] = {}
-    for name in names.split(",") if isinstance(names, str) else names:
-        if isinstance(name, Workload):
-            found.setdefault(name.name, name)
-            continue
-        key = name.strip()
-        match = next((w for w in MDTB.values() if w.name.lower() == key.lower()), None)
-        if match is None:
-            raise WorkloadError(f"there is no workload {key!r}: choose from {', '.join(MDTB)}")
-        found.setdefault(match.name, match)
-    if not found:
-        raise WorkloadError(f"no workload was named: choose from {', '.join(MDTB)}")
-    return tuple(found.values())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from miriam.bench.report.plane import Mark, plane_chart
 from miriam.bench.report.strip import Strip, strip
 from miriam.bench.report.svg import rate_text, time_text
 from miriam.bench.results import BASELINE, Point, Results, Step
+from miriam.bench.summary import Spread, Summary, summaries
 from miriam.bench.trace import trace_json
 from miriam.bench.workload import Workload
 from miriam.errors import WorkloadError
@@ -23,7 +23,6 @@ __all__ = ["render", "write"]
 
 _STYLES = ("sequential", "multistream", "priority", "barrier", "miriam")
 _SPARE_STYLES = 3
-_FEW = 100  # with fewer requests p99 is the largest latency
 
 
 def write(results: Results, out: Path | str) -> Path:
@@ -57,7 +56,8 @@ def render(results: Results) -> str:
     environment.filters["time"] = lambda value: "–" if value is None else time_text(value)
     environment.filters["rate"] = rate_text
     environment.filters["times"] = lambda value: "–" if value is None else f"{value:.2f}×"
-    environment.filters["percent"] = lambda value: f"{100 * value:.0f} %"
+    environment.filters["percent"] = lambda value: "–" if value is None else f"{100 * value:.0f} %"
+    environment.filters["range"] = _range
     sections = [_section(results, w) for w in results.workloads]
     return environment.get_template("page.html.j2").render(
         r=results,
@@ -73,6 +73,13 @@ def render(results: Results) -> str:
     )
 
 
+def _range(spread: Spread | None, text: str) -> str:
+    """The least and the most of several turns, each written with a format; empty if they do not differ."""
+    if spread is None or spread.low == spread.high:
+        return ""
+    return f"{text.format(spread.low)}–{text.format(spread.high)}"
+
+
 def _asset(name: str) -> str:
     return resources.files("miriam.bench.report").joinpath(name).read_text("utf-8")
 
@@ -85,56 +92,16 @@ def _style(policy: str, policies: Sequence[str]) -> str:
     return f"other{others.index(policy) % _SPARE_STYLES}"
 
 
-@dataclass(frozen=True, slots=True)
-class _TableRow:
-    label: str
-    style: str
-    p50_us: float | None
-    p99_us: float | None
-    slowdown: float | None
-    few: bool
-    behind: bool
-    normal_per_s: float | None
-    of_alone: float | None
-    overall_per_s: float
-    ratio: float | None
-    missed: int | None
-    occupancy: float
-
-
-def _row(point: Point, style: str, reference: float | None) -> _TableRow:
-    task = point.critical
-    response = task.response if task else None
-    return _TableRow(
-        label=point.label if point.alone is None else "alone",
-        style=style,
-        p50_us=response.p50_us if response else None,
-        p99_us=response.p99_us if response else None,
-        slowdown=reference,
-        few=response is not None and response.count < _FEW,
-        behind=response is not None and task is not None and task.behind,
-        normal_per_s=point.normal_per_s if point.alone is None else None,
-        of_alone=point.normal_vs_alone,
-        overall_per_s=point.overall_per_s,
-        ratio=point.overall_vs_sequential,
-        missed=point.missed,
-        occupancy=point.occupancy,
-    )
-
-
-def _slowdown(point: Point) -> float | None:
-    task = point.critical
-    return task.slowdown.p99 if task and task.slowdown else None
-
-
 def _glance(results: Results) -> list[dict[str, Any]]:
     """Each policy over all workloads: geometric means, and the worst slowdown."""
+    every = {(w.name, row.policy): row for w in results.workloads for row in summaries(results, w) if not row.alone}
     found: list[dict[str, Any]] = []
     for policy in results.policies:
-        points = [p for w in results.workloads if (p := results.point(w.name, policy)) is not None]
-        slow = {p.workload: s for p in points if (s := _slowdown(p)) is not None}
-        starved = [p.workload for p in points if p.critical and p.critical.arrived and p.critical.response is None]
-        ratios = [p.overall_vs_sequential for p in points if p.overall_vs_sequential]
+        rows = {w.name: row for w in results.workloads if (row := every.get((w.name, policy))) is not None}
+        slow = {name: row.slowdown.median for name, row in rows.items() if row.slowdown is not None}
+        starved = [name for name, row in rows.items() if row.starved]
+        ratios = [row.overall_vs_sequential for row in rows.values() if row.overall_vs_sequential]
+        occupied = [row.occupancy for row in rows.values() if row.occupancy is not None]
         found.append(
             {
                 "policy": policy,
@@ -143,17 +110,17 @@ def _glance(results: Results) -> list[dict[str, Any]]:
                 "worst": None if starved else max(slow.values(), default=None),
                 "worst_in": starved[0] if starved else max(slow, key=lambda w: slow[w], default=""),
                 "starved": bool(starved),
-                "behind": any(p.critical.behind for p in points if p.critical),
+                "behind": any(row.behind for row in rows.values()),
                 "ratio": _geometric_mean(ratios),
-                "occupancy": sum(p.occupancy for p in points) / len(points) if points else 0.0,
+                "occupancy": sum(occupied) / len(occupied) if occupied else None,
             }
         )
     longest = {
         key: max((f[key] for f in found if f[key] is not None), default=1.0) for key in ("slowdown", "ratio")
     }  # fmt: skip
-    for row in found:
+    for entry in found:
         for key, largest in longest.items():
-            row[f"{key}_bar"] = 100 * (row[key] or 0) / largest
+            entry[f"{key}_bar"] = 100 * (entry[key] or 0) / largest
     return found
 
 
@@ -179,23 +146,22 @@ def _lead(results: Results) -> str:
 
 def _section(results: Results, workload: Workload) -> dict[str, Any]:
     """Everything that the page says of one workload."""
-    alone = results.alone(workload.name, workload.critical.name) if workload.critical else None
-    shared = [p for name in results.policies if (p := results.point(workload.name, name)) is not None]
-    styles = {p.policy: _style(p.policy, results.policies) for p in shared}
-    rows = [_row(alone, "alone", None)] if alone else []
-    rows += [_row(p, styles[p.policy], _slowdown(p)) for p in shared]
+    rows = summaries(results, workload)
+    styles = {row.label: "alone" if row.alone else _style(row.policy, results.policies) for row in rows}
     name = f"workload {workload.name}"
-    strips = _strips(results, workload, [*([alone] if alone else []), *shared], styles)
+    strips = _strips(results, workload, rows, styles)
     return {
         "key": workload.name,
         "workload": workload,
         "rows": rows,
-        "widest": max((r.slowdown for r in rows if r.slowdown), default=1.0),
-        "most": max((r.ratio for r in rows if r.ratio), default=1.0),
-        "latency": _latency(alone, shared, styles, f"Response times of the critical task, {name}"),
-        "plane": _plane(shared, styles, f"Throughput and slowdown of each policy, {name}"),
+        "styles": styles,
+        "widest": max((r.slowdown.median for r in rows if r.slowdown), default=1.0),
+        "most": max((r.overall_vs_sequential for r in rows if r.overall_vs_sequential), default=1.0),
+        "stock": any(r.normal_vs_stock is not None for r in rows),
+        "latency": _latency(rows, styles, f"Response times of the critical task, {name}"),
+        "plane": _plane(rows, styles, f"Throughput and slowdown of each policy, {name}"),
         "strips": strips,
-        "reports": [(p.policy, p.report) for p in shared if p.report],
+        "reports": [(r.policy, r.points[0].report) for r in rows if not r.alone and r.points[0].report],
         "data": {
             "tasks": [e.name for e in workload.entries],
             "bars": {s["policy"]: s["bars"] for s in strips},
@@ -204,27 +170,37 @@ def _section(results: Results, workload: Workload) -> dict[str, Any]:
     }
 
 
-def _latency(alone: Point | None, shared: Sequence[Point], styles: dict[str, str], title: str) -> str:
-    rows = []
-    for point in [*([alone] if alone else []), *shared]:
-        task = point.critical
+def _typical(row: Summary) -> Point:
+    """Of several turns the one whose p99 of the critical task is in the middle."""
+
+    def p99_us(point: Point) -> float:
+        return point.critical.response.p99_us if point.critical and point.critical.response else math.inf
+
+    return sorted(row.points, key=p99_us)[(len(row.points) - 1) // 2]
+
+
+def _latency(rows: Sequence[Summary], styles: dict[str, str], title: str) -> str:
+    drawn = []
+    for row in rows:
+        task = _typical(row).critical
         if task is not None and task.response is not None:
-            label, style = ("alone", "alone") if point.alone else (point.policy, styles[point.policy])
-            rows.append(Row(label, style, task.response, None if point.alone else _slowdown(point)))
-    return latency_chart(rows, title) if rows else ""
+            drawn.append(
+                Row(row.label, styles[row.label], task.response, row.slowdown.median if row.slowdown else None)
+            )
+    return latency_chart(drawn, title) if drawn else ""
 
 
-def _plane(shared: Sequence[Point], styles: dict[str, str], title: str) -> str:
+def _plane(rows: Sequence[Summary], styles: dict[str, str], title: str) -> str:
     marks = [
-        Mark(p.policy, styles[p.policy], p.overall_vs_sequential, slower)
-        for p in shared
-        if p.overall_vs_sequential and (slower := _slowdown(p)) is not None
+        Mark(row.policy, styles[row.label], row.overall_vs_sequential, row.slowdown.median)
+        for row in rows
+        if row.overall_vs_sequential and row.slowdown is not None
     ]
     return plane_chart(marks, title) if marks else ""
 
 
 def _strips(
-    results: Results, workload: Workload, points: Sequence[Point], styles: dict[str, str]
+    results: Results, workload: Workload, rows: Sequence[Summary], styles: dict[str, str]
 ) -> list[dict[str, Any]]:
     models = {e.name: e for e in workload.entries}
 
@@ -234,24 +210,24 @@ def _strips(
     def steps(task: str) -> Sequence[Step]:
         return results.programs[models[task].model]
 
-    names = [p.policy for p in points if p.alone is None]
+    names = [row.policy for row in rows if not row.alone]
     shown = {"multistream", "miriam"} if {"multistream", "miriam"} <= set(names) else set(names[:2])
     found = []
-    for point in points:
-        if point.timeline is None:
+    for row in rows:
+        timeline = next((p.timeline for p in row.points if p.timeline is not None), None)
+        if timeline is None:
             continue
-        label = point.policy if point.alone is None else "alone"
-        drawn: Strip = strip(point.timeline, critical, steps, f"What the device did under {label}, {workload.name}")
+        drawn: Strip = strip(timeline, critical, steps, f"What the device did under {row.label}, {workload.name}")
         found.append(
             {
-                "policy": label,
-                "style": styles[point.policy] if point.alone is None else "alone",
-                "shown": label in shown,
+                "policy": row.label,
+                "style": styles[row.label],
+                "shown": row.label in shown,
                 "svg": drawn.svg,
                 "bars": drawn.bars,
-                "slowdown": _slowdown(point),
-                "ratio": point.overall_vs_sequential,
-                "length_us": point.timeline.length_us,
+                "slowdown": row.slowdown.median if row.slowdown else None,
+                "ratio": row.overall_vs_sequential,
+                "length_us": timeline.length_us,
             }
         )
     return found

@@ -1,0 +1,288 @@
+"""Run a benchmark: every workload, each of its tasks alone and under every policy."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from miriam.bench.point import Job, Outcome, Sources, simulated
+from miriam.bench.pool import Progress, named, processors, side_by_side
+from miriam.bench.results import ALONE, Made, Results, relate
+from miriam.bench.suites import Suite, select, suite
+from miriam.bench.workload import Workload, check_load
+from miriam.device.base import Device
+from miriam.errors import DeviceError, PolicyError, WorkloadError
+from miriam.profile import ProfileSource
+from miriam.program import Program
+
+__all__ = ["run", "run_mdtb"]
+
+_WARM_UP = 0.05
+_REAL_WARM_UP_S = 0.5  # until clocks, caches and the paths of the host have settled
+
+
+def run(
+    benchmark: str = "mdtb",
+    workloads: str | Iterable[str | Workload] | None = None,
+    policies: str | Iterable[str] | None = None,
+    device: str = "sim:xavier",
+    duration_s: float | None = None,
+    seed: int = 0,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    repeats: int | None = None,
+    critical_load: float | None = None,
+    depth: int | None = None,
+    kernels: str = "tuned",
+    verify: bool = False,
+    jobs: int | None = None,
+    progress: Progress | None = None,
+    profiles: Callable[[], ProfileSource] | None = None,
+    programs: Callable[[str], Program] | None = None,
+    open_device: Callable[[str, ProfileSource], Device] | None = None,
+) -> Results:
+    """Run workloads on a device: first each task alone, then all of them under each policy, in turns.
+
+    On a simulated device points run side by side in processes of their own, so a script that calls this
+    needs the usual ``if __name__ == "__main__":``, unless ``jobs`` is 1. On a GPU they run one after
+    another in this process: one turn is every task alone and every policy once.
+
+    Parameters
+    ----------
+    benchmark
+        ``mdtb``, ``disb`` or ``pair``: where names of workloads are looked up.
+    workloads
+        Names (``"A,B"`` or a list), or workloads of your own; None: the usual ones of the benchmark.
+    policies
+        Names; None: all that there are.
+    device
+        Name of a device, for example ``sim:xavier`` or ``cuda:0``.
+    duration_s
+        Length of every run in the time of the device; None: 1 s if it is simulated, 5 s on a GPU. Its
+        first 5 % do not count; on a GPU its first half second at least.
+    seed
+        Same seed, same arrivals; on a simulated device, same results. Turn ``i`` has those of ``seed + i``.
+    out
+        Folder for the report, the results document and the trace; None: write nothing.
+    repeats
+        Turns; None: 1 if simulated, 3 on a GPU.
+    critical_load
+        Scale the rates of every workload so that its critical task alone would be busy this share
+        of the time; None: rates as written. See :meth:`miriam.bench.workload.Workload.scaled`.
+    depth
+        Requests that a normal closed loop keeps outstanding; None: as the workload has it.
+    kernels
+        Which kernels the zoo's networks are made of: ``tuned``, or ``naive`` (:func:`miriam.zoo.load`).
+    verify
+        Have a GPU compare every output with that of the same inputs alone.
+    jobs
+        Processes, on a simulated device; None: one for each processor that this process may use.
+    progress
+        Called with (points done, points in all, label of the point that was done).
+    profiles, programs
+        Where profiles and programs come from: functions that can be pickled. None: the zoo.
+    open_device
+        Makes a device of its name and the profiles, a function that can be pickled. None: the
+        simulated device or the GPU of that name.
+
+    Raises
+    ------
+    WorkloadError, PolicyError, DeviceError
+        A workload, policy or device is unknown, or an option makes no sense.
+    MiriamError
+        A point failed; the message begins with its name.
+    """
+    began = time.monotonic()
+    among = suite(benchmark)
+    chosen = select(workloads, among)
+    names = _policies(policies)
+    model = simulated(device)
+    duration_s, warm_up_s, repeats = _times(duration_s, repeats, model)
+    if jobs is not None and (jobs < 1 or (jobs > 1 and not model)):
+        raise WorkloadError(f"{jobs} jobs: " + ("at least one is needed" if jobs < 1 else "a GPU is measured by one"))
+    if seed < 0:
+        raise WorkloadError(f"seed {seed}: a whole number, zero or above, is needed")
+    if critical_load is not None:
+        check_load(critical_load)
+    if depth is not None:
+        chosen = tuple(w.deepened(depth) for w in chosen)
+    if verify and model:
+        raise WorkloadError("outputs can be verified on a GPU only: a simulated device computes none")
+    machine = _machine() if open_device is not None else _machine() | _check_device(device)
+    if programs is None:
+        _check_models(chosen, kernels)
+    sources = Sources.usual(programs, profiles, open_device, kernels=kernels, verify=verify)
+    if out is not None:
+        _make(Path(out))
+    if critical_load is not None:
+        chosen = tuple(_scaled(w, critical_load, device, sources) for w in chosen)
+    chosen = tuple(replace(w, entries=tuple(e.settled() for e in w.entries)) for w in chosen)
+    todo = [
+        Job(workload, policy, alone, repeat, device, duration_s, warm_up_s, seed, repeat == 0, sources)
+        for repeat in range(repeats)
+        for workload in chosen
+        for policy, alone in [*((ALONE, e.name) for e in workload.entries), *((name, None) for name in names)]
+    ]
+    progress = progress or (lambda done, total, label: None)
+    outcomes = side_by_side(todo, jobs or processors() if model else 1, progress)
+    results = Results(
+        made=Made(
+            date=datetime.now(UTC).isoformat(timespec="seconds"),
+            wall_s=round(time.monotonic() - began, 3),
+            machine=machine,
+            versions=_versions(),
+        ),
+        suite=among.name,
+        device=device,
+        simulated=model,
+        notes=_notes(among, kernels, outcomes),
+        duration_s=duration_s,
+        warm_up_s=warm_up_s,
+        seed=seed,
+        critical_load=critical_load,
+        repeats=repeats,
+        policies=names,
+        workloads=chosen,
+        programs={model: steps for o in outcomes for model, steps in o.programs.items()},
+        points=relate(o.point for o in outcomes),
+    )
+    if out is not None:
+        from miriam.bench.report import write
+
+        write(results, Path(out))
+    return results
+
+
+def run_mdtb(
+    workloads: str | Iterable[str | Workload] | None = None,
+    policies: str | Iterable[str] | None = None,
+    device: str = "sim:xavier",
+    duration_s: float | None = None,
+    seed: int = 0,
+    out: str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> Results:
+    """Run MDTB: :func:`run` with the benchmark ``mdtb``."""
+    return run("mdtb", workloads, policies, device, duration_s, seed, out, **options)
+
+
+def _times(duration_s: float | None, repeats: int | None, model: bool) -> tuple[float, float, int]:
+    """Length of every run, its warm-up, and the number of turns."""
+    if duration_s is None:
+        duration_s = 1.0 if model else 5.0
+    if not 0 < duration_s < float("inf"):
+        raise WorkloadError(f"a duration of {duration_s} s: a number above zero is needed")
+    warm_up_s = duration_s * _WARM_UP if model else max(duration_s * _WARM_UP, _REAL_WARM_UP_S)
+    if warm_up_s >= duration_s:
+        raise WorkloadError(
+            f"a duration of {duration_s} s: the first {_REAL_WARM_UP_S} s on a GPU do not count, take a few seconds"
+        )
+    if repeats is None:
+        repeats = 1 if model else 3
+    if repeats < 1:
+        raise WorkloadError(f"{repeats} repeats: at least one is needed")
+    return duration_s, warm_up_s, repeats
+
+
+def _notes(among: Suite, kernels: str, outcomes: list[Outcome]) -> tuple[str, ...]:
+    """What a reader has to know: of the benchmark, the kernels and the device."""
+    notes = list(among.notes)
+    if kernels != "tuned":
+        notes.append(f"{kernels} kernels in place of tuned ones")
+    return tuple(dict.fromkeys([*notes, *(note for o in outcomes for note in o.notes)]))
+
+
+def _scaled(workload: Workload, load: float, device: str, sources: Sources) -> Workload:
+    """The workload with the rates that keep its critical task alone busy for this share of the time."""
+    if workload.rated is None:
+        return workload
+    with named(workload.name):
+        opened = sources.open(device)
+        try:
+            return workload.scaled(load, sum(opened.launch_us(sources.programs(workload.rated.model))))
+        finally:
+            opened.close()
+
+
+def _make(folder: Path) -> None:
+    """Make the folder of the report, so that one that cannot be written is found before the work."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WorkloadError(f"cannot write the report into {folder}: {error.strerror or error}") from error
+    if not os.access(folder, os.W_OK):
+        raise WorkloadError(f"cannot write the report into {folder}: it may not be written")
+
+
+def _check_models(workloads: tuple[Workload, ...], kernels: str) -> None:
+    """Say before the work which networks the zoo lacks, and how to get them."""
+    from miriam import zoo
+
+    if kernels not in zoo.KERNELS:
+        raise WorkloadError(f"there are no kernels {kernels!r}: choose from {', '.join(zoo.KERNELS)}")
+    there = zoo.names() if kernels == "tuned" else [n.replace("-naive-", "-") for n in zoo.names(kernels)]
+    lacking = sorted({e.model for w in workloads for e in w.entries} - set(there))
+    if lacking:
+        only = " ".join(dict.fromkeys(model.rpartition("-b")[0] for model in lacking))
+        way = (
+            f"compile them on a GPU with 'python benchmarks/make_zoo.py --out src/miriam/zoo/programs --only {only}', "
+            "and measure them for the simulator with benchmarks/profile_zoo.py"
+            if kernels == "tuned"
+            else "take the tuned ones"
+        )
+        raise WorkloadError(f"the zoo has no {kernels} kernels of {', '.join(lacking)}: {way}")
+
+
+def _check_device(name: str) -> dict[str, str]:
+    """Refuse a device that is not there; facts about one that is a GPU."""
+    if simulated(name):
+        from miriam.device.sim.spec import parse
+
+        parse(name)
+        return {}
+    from miriam.device import devices
+
+    base = name.partition("/")[0]
+    if not base.startswith("cuda:"):
+        raise DeviceError(f"the benchmark cannot run on device {name!r}: choose one of 'miriam devices'")
+    found = next((d for d in devices() if d.name == base), None)
+    if found is None or found.unusable:
+        raise DeviceError(f"{name} cannot be used: {found.unusable if found else 'see miriam devices'}")
+    return {"gpu": found.title}
+
+
+def _policies(names: str | Iterable[str] | None) -> tuple[str, ...]:
+    from miriam.policy import NAMES
+
+    if names is None:
+        return tuple(NAMES)
+    chosen = tuple(dict.fromkeys(n.strip() for n in (names.split(",") if isinstance(names, str) else names)))
+    for name in chosen:
+        if name not in NAMES:
+            raise PolicyError(f"there is no policy {name!r}: choose from {', '.join(NAMES)}")
+    if not chosen:
+        raise PolicyError(f"no policy was named: choose from {', '.join(NAMES)}")
+    return chosen
+
+
+def _machine() -> dict[str, str]:
+    processor = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+        processor = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), processor)
+    except OSError:
+        pass  # not Linux: the general name has to do
+    return {"processor": processor, "cores": str(processors()), "system": platform.platform()}
+
+
+def _versions() -> dict[str, str]:
+    python = ".".join(map(str, sys.version_info[:3]))
+    return {"python": python} | {name: metadata.version(name) for name in ("miriam", "numpy", "numba")}
