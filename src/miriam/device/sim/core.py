@@ -134,22 +134,14 @@ def _paused(st: State, k: int) -> bool:
 
 
 @_inner
-def _end_sm(st: State, k: int) -> int:
-    """End of the SMs on which the launch of a lane may begin blocks; they begin with FROM_SM."""
-    end: int = st.lane[k, col.TO_SM]
-    if st.lane[k, col.WORKERS] < ALL:
-        end = min(end, st.lane[k, col.FROM_SM] + st.lane[k, col.LIMIT])
-    return end
-
-
-@_inner
 def _wanted(st: State, k: int) -> int:
     """Physical blocks that a lane would place now."""
     if st.lane[k, col.PHASE] != col.OPEN:
         return 0
     waiting: int = st.lane[k, col.WAITING]
     if st.lane[k, col.WORKERS] < ALL:
-        return min(waiting, st.lane[k, col.WORKERS] - st.lane[k, col.RUNNING])
+        more: int = st.lane[k, col.WORKERS] - st.lane[k, col.RUNNING]
+        return min(waiting, more)
     if _paused(st, k) and waiting == st.lane[k, col.LEFT]:
         return 0  # a launch that only runs whole does not begin in a paused lane
     return waiting
@@ -159,7 +151,7 @@ def _wanted(st: State, k: int) -> int:
 def _place(st: State, k: int, wanted: int) -> int:
     """Place up to ``wanted`` blocks of a lane; how many found no room."""
     row = st.lane[k, col.ROW]
-    begin, end = st.lane[k, col.FROM_SM], _end_sm(st, k)
+    begin, end = st.lane[k, col.FROM_SM], st.lane[k, col.END_SM]
     everywhere, most = 0, 0
     for s in range(begin, end):
         room = 0
@@ -215,7 +207,7 @@ def _place_all(st: State) -> None:
         left = 0
         if free:
             left = _place(st, first, st.lane[first, col.TURN])
-            free = left == 0 or _end_sm(st, first) - st.lane[first, col.FROM_SM] < st.free.shape[0]
+            free = left == 0 or st.lane[first, col.END_SM] - st.lane[first, col.FROM_SM] < st.free.shape[0]
         st.lane[first, col.TURN] = -1 if left > 0 else 0
     for k in range(lanes):
         # Only a lane that has just found every SM full may look at the changed ones alone next time.
@@ -248,6 +240,9 @@ def _begin(st: State) -> None:
             elif st.lane[k, col.WORKERS] < ALL:
                 st.ready[k] = st.now[col.TIME]
         st.lane[k, col.LIMIT] = limit
+        st.lane[k, col.END_SM] = st.lane[k, col.TO_SM]
+        if st.lane[k, col.WORKERS] < ALL:
+            st.lane[k, col.END_SM] = min(st.lane[k, col.TO_SM], st.lane[k, col.FROM_SM] + limit)
 
 
 @_inner
@@ -296,7 +291,7 @@ def _finish(st: State, s: int) -> None:
         st.lane[k, col.LEFT] -= done
         st.total[col.BLOCKS] += done
         stay = 0
-        if st.lane[k, col.WORKERS] < ALL and s < _end_sm(st, k):
+        if st.lane[k, col.WORKERS] < ALL and s < st.lane[k, col.END_SM]:
             stay = min(done, st.lane[k, col.WAITING])
         if stay > 0:
             st.lane[k, col.WAITING] -= stay

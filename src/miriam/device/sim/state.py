@@ -33,8 +33,8 @@ GAP, DURATION, SM, DRAM, L2, DRAM_WEIGHT, L2_WEIGHT, REST = range(8)
 THREADS, REGISTERS, SHARED, SLOTS, WARP_COUNT, GRID, RIGID = range(7)
 # Columns of `lane`.
 (PRIORITY, BASE, LIMIT, HEAD, TAIL, PHASE, STEP, ROW, WAITING, RUNNING, LEFT, WORKERS, SAID, BLOCKED, TURN,
- FROM_SM, TO_SM) = range(17)  # fmt: skip
-LANE_COLUMNS = 17
+ FROM_SM, TO_SM, END_SM) = range(18)  # fmt: skip
+LANE_COLUMNS = 18
 # Columns of `run`.
 LANE, NEXT, WAITS, FIRST_ROW, FIRST_STEP, STEPS, SHARD, WORKER_COUNT = range(8)
 # Phases of a lane: nothing begun, the gap before a launch, a launch under way.
@@ -51,7 +51,7 @@ class State(NamedTuple):
     cost, need
         Shape (R, 8) and (R, 7): launches.
     lane, timer, ready, began
-        Shape (L, 17), (L,), (L,), (L,): what a lane does; when its gap ends, when its launch became ready
+        Shape (L, 18), (L,), (L,), (L,): what a lane does; when its gap ends, when its launch became ready
         and when the first block of it was placed.
     run, started, limits
         Shape (Q, 8), (Q,), (Q, L): runs; time of their first block; limits that they set.
