@@ -61,6 +61,8 @@ class FakeDriver(FakeCalls):
         return (self._use(Stream, hStream).context,)
 
     def _cuStreamSynchronize(self, hStream: Any) -> Any:
+        if hStream == 0:  # the stream of copies without one, which are done at once
+            return ()
         if self._use(Stream, hStream).capturing:
             return CUresult.CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED
         return self._wait(lambda: bool(hStream.work))

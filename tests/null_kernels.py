@@ -44,6 +44,8 @@ def _release(gpu: NullGpu, table: int, lanes: int, counter: int, words: int) -> 
 
 
 def _gate(gpu: NullGpu, inference: int, lane: int, choice: int) -> Iterator[None]:
+    if gpu.word(inference) >= gpu.word(inference + _LAUNCHES):
+        gpu.set_word(inference, 0)  # the next one begins
     while gpu.word(inference) < gpu.word(inference + _LAUNCHES) and (
         gpu.word(lane) != ALL if not choice else gpu.word(lane) == 0
     ):

@@ -45,8 +45,8 @@ def test_an_instance_allocates_writes_loads_launches_and_gives_back(cu: FakeDriv
     cu.calls.clear()
     instance = Instance(gpu, toy)
     assert cu.names() == [
-        "cuLibraryLoadData", "cuMemAlloc", "cuMemAlloc", "cuMemAlloc", "cuMemcpyHtoD", "cuLibraryGetKernel",
-        "cuKernelGetFunction", "cuFuncSetAttribute",
+        "cuLibraryLoadData", "cuMemAlloc", "cuMemAlloc", "cuMemAlloc", "cuMemcpyHtoD", "cuStreamSynchronize",
+        "cuLibraryGetKernel", "cuKernelGetFunction", "cuFuncSetAttribute",
     ]  # fmt: skip
     _, w, arena = cu.memory.device
     assert bytes(cu.memory.device[w]) == toy.buffers[1].data

@@ -103,6 +103,7 @@ class Gpu:
         """Copy host bytes to device memory and wait."""
         if data:
             check("cuMemcpyHtoD", address, data, len(data))
+            check("cuStreamSynchronize", 0)  # from pageable memory it returns when all is on its way, not there
 
     def read(self, address: int, size_bytes: int) -> bytes:
         """Copy device memory to the host and wait."""
