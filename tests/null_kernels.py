@@ -11,11 +11,13 @@ from typing import Any
 from null_gpu import NullGpu
 
 from miriam.elastic import resident
-from miriam.elastic.state import ALL, COPIES, COPY_BYTES
+from miriam.elastic.gate import CLAIMED, EXCLUSIVE
+from miriam.elastic.state import ALL, COPIES, COPY_BYTES, MAX_LAUNCHES
 
 __all__ = ["EFFECTS"]
 
 _LAUNCHES = 12  # bytes from an inference's record to the number of its launches
+_FIRST = 8  # bytes from a lane's words to the first launch of the pass
 
 
 def _limits(gpu: NullGpu, table: int, lanes: int, count: int) -> None:
@@ -43,9 +45,21 @@ def _release(gpu: NullGpu, table: int, lanes: int, counter: int, words: int) -> 
     _tell(gpu, counter, words, True)
 
 
-def _gate(gpu: NullGpu, inference: int, lane: int, choice: int) -> Iterator[None]:
+def _begin(gpu: NullGpu, inference: int, lane: int) -> None:
+    """The next inference, if the last one is over, and a pass that runs everything."""
     if gpu.word(inference) >= gpu.word(inference + _LAUNCHES):
-        gpu.set_word(inference, 0)  # the next one begins
+        gpu.set_word(inference, 0)
+    gpu.set_word(lane + _FIRST, 0)
+
+
+def _exclusive(gpu: NullGpu, inference: int, lane: int) -> None:
+    _begin(gpu, inference, lane)
+    if gpu.word(lane) != ALL:
+        gpu.set_word(lane + _FIRST, MAX_LAUNCHES)  # the pass runs nothing
+
+
+def _gate(gpu: NullGpu, inference: int, lane: int, choice: int) -> Iterator[None]:
+    _begin(gpu, inference, lane)
     while gpu.word(inference) < gpu.word(inference + _LAUNCHES) and (
         gpu.word(lane) != ALL if not choice else gpu.word(lane) == 0
     ):
@@ -55,9 +69,11 @@ def _gate(gpu: NullGpu, inference: int, lane: int, choice: int) -> Iterator[None
 
 
 def _step(gpu: NullGpu, inference: int, lane: int, loop: int) -> None:
-    gpu.set_word(inference, gpu.word(inference + _LAUNCHES))
+    complete = gpu.word(lane + _FIRST) != MAX_LAUNCHES
+    if complete:
+        gpu.set_word(inference, gpu.word(inference + _LAUNCHES))
     if loop:
-        gpu.conditions[loop] = 0
+        gpu.conditions[loop] = int(not complete)
 
 
 def _look(gpu: NullGpu, lane: int, index: int, handle: int) -> None:
@@ -74,6 +90,8 @@ def _compare(gpu: NullGpu, counter: int, output: int, a: int, b: int, size: int,
 
 
 EFFECTS: dict[str, Callable[..., Any]] = {
+    EXCLUSIVE: _exclusive,
+    CLAIMED: _begin,
     resident.NOTIFY: _notify,
     resident.HOLD: _limits,
     resident.RELEASE: _release,

@@ -15,7 +15,7 @@ from miriam.device.cuda.instance import Instance
 from miriam.device.cuda.lane import WORDS, CudaLane
 from miriam.device.cuda.place import Place, parse
 from miriam.device.cuda.profiler import launch_times_us, short_name
-from miriam.device.cuda.work import Codes, Holds, Work
+from miriam.device.cuda.work import Codes, Holds, Plan, Work
 from miriam.elastic.dealing import share_sizes
 from miriam.elastic.state import ALL, IDLE_AT, PADDED_AT
 from miriam.errors import DeviceError
@@ -66,9 +66,14 @@ class CudaDevice:
         gpu = self._codes.gpu
         self._model = short_name(gpu.name)
         whole = gpu.geometry.sms
-        if sms is not None and sms > whole:
-            raise DeviceError(f"{name!r} asks for {sms} SMs: {gpu.name} has {whole}")
-        self._place = Place(gpu, gpu.partition(sms) if sms not in (None, whole) else None)
+        try:
+            if sms is not None and sms > whole:
+                raise DeviceError(f"{name!r} asks for {sms} SMs: {gpu.name} has {whole}")
+            self._place = Place(gpu, gpu.partition(sms) if sms not in (None, whole) else None)
+        except BaseException:
+            if self._owned:
+                self._codes.close()
+            raise
         self.notes: tuple[str, ...] = (f"{gpu.name}, CUDA {gpu.driver_version}",)
         if not self._place.conditional:
             self.notes += (
@@ -79,7 +84,6 @@ class CudaDevice:
         self._lanes: list[CudaLane] = []
         self._works: dict[tuple[str, Place], Work] = {}
         self._parts: list[Place] = []
-        self._holds: dict[tuple[int, ...], Holds] = {}
         self._tables: dict[bytes, int] = {}
         self._due: list[tuple[float, int, Request | None]] = []
         self._count = itertools.count()
@@ -157,7 +161,7 @@ class CudaDevice:
             return
         lane, request = self._lanes[command.lane], command.request
         if request not in self._left:
-            self._left[request] = sum(step.blocks for step in request.task.program.launches)
+            self._left[request] = self._work(request.task, lane).blocks[-1]
         if not lane.flying:
             lane.since_us = self._now_us()
             if not self._flying:
@@ -194,15 +198,26 @@ class CudaDevice:
 
     def _whole(self, work: Work, lane: CudaLane, run: Run) -> None:
         """Enqueue launches as they are."""
-        holds = self._holds_of(run)
-        overlapping = any(other.held for other in holds.lanes)
-        with self._standing_still():
-            graph = work.original(lane, run.launches, holds, hold=not overlapping)
-        if overlapping:  # at once: the graph may wait for a run in front of it, whose end would let go
-            self._codes.control.hold(self._control, holds.table, len(holds.lanes))
-        graph.launch(lane.stream)
-        for other in holds.lanes:
+        key = (work, run.first, run.last, *run.limits)
+        plan = lane.plans.get(key)
+        if plan is None:
+            with self._standing_still():
+                holds = self._holds_of(run)
+                alone = work.original(lane, run.launches, holds, hold=True)
+                plan = lane.plans[key] = Plan(alone, work.original(lane, run.launches, holds, hold=False), holds)
+        overlapping = False
+        for other, sms in zip(plan.holds.lanes, run.limits.values(), strict=True):
+            wanted = ALL if sms is None else sms
+            if other.padded != wanted:
+                other.padded = wanted
+                self._write(other, PADDED_AT, wanted)
+            overlapping |= other.held > 0
             other.held += 1
+        if overlapping:  # hold at once: the graph may wait for a run in front of it, whose end would let go
+            self._codes.control.hold(self._control, plan.holds.table, len(plan.holds.lanes))
+            plan.following.launch(lane.stream)
+        else:
+            plan.alone.launch(lane.stream)
 
     def _go_on(self, lane: CudaLane) -> None:
         """Enqueue the next pass of the inference under way, where the host does that and the limit lets it run."""
@@ -232,19 +247,9 @@ class CudaDevice:
         return True
 
     def _holds_of(self, run: Run) -> Holds:
-        """The limits that a run asks of other lanes, brought up to date."""
-        if not run.limits:
-            return _NOTHING
-        numbers = tuple(run.limits)
-        if numbers not in self._holds:
-            lanes = tuple(self._lanes[number] for number in numbers)
-            self._holds[numbers] = Holds(self._table(lanes), lanes)
-        for number, sms in run.limits.items():
-            lane, wanted = self._lanes[number], ALL if sms is None else sms
-            if lane.padded != wanted:
-                lane.padded = wanted
-                self._write(lane, PADDED_AT, wanted)
-        return self._holds[numbers]
+        """The lanes that a run holds down."""
+        lanes = tuple(self._lanes[number] for number in run.limits)
+        return Holds(self._table(lanes), lanes) if lanes else _NOTHING
 
     def _write(self, lane: CudaLane, at: int, value: int) -> None:
         """Change a word of what decides a lane's limit, and let it take effect."""
@@ -308,8 +313,8 @@ class CudaDevice:
     def _finish(self, lane: CudaLane, run: Run, now_us: float) -> None:
         request, begin_us = run.request, lane.since_us
         lane.since_us = now_us
-        steps = request.task.program.launches
-        blocks = run.blocks[1] - run.blocks[0] if run.blocks else sum(steps[i].blocks for i in run.launches)
+        before = self._work(request.task, lane).blocks
+        blocks = run.blocks[1] - run.blocks[0] if run.blocks else before[run.launches.stop] - before[run.first]
         self._blocks += blocks
         self._left[request] -= blocks
         if request.start_us is None or begin_us < request.start_us:

@@ -102,8 +102,10 @@ class Instance:
         self.fill_inputs(seed)
 
     def fill_inputs(self, seed: int) -> None:
-        """Put random numbers, as :meth:`fill` does, into the inputs alone."""
+        """Put random numbers, as :meth:`fill` does, into the inputs alone, but for those that the program brings."""
         for tensor in self.program.inputs:
+            if self.program.buffers[tensor.at.buffer].data is not None:
+                continue
             whole = tensor.dtype.startswith(("int", "uint", "bool"))
             self._scatter(tensor.at, tensor.span_bytes, np.dtype(tensor.dtype if whole else np.float16), seed)
 

@@ -12,7 +12,7 @@ from miriam.elastic.state import ALL, LANE_BYTES, LIMITER_BYTES, SM_TABLE_BYTES,
 from miriam.elastic.state import Lane as Record
 
 if TYPE_CHECKING:
-    from miriam.device.cuda.work import Work
+    from miriam.device.cuda.work import Plan, Work
 
 __all__ = ["WORDS", "CudaLane"]
 
@@ -35,6 +35,8 @@ class CudaLane:
         them, and of the number of runs that have ended.
     words
         Device address of the lane's words in host memory; the host reads them at ``word``.
+    plans
+        How runs of whole launches are run, once they have been.
     flying, begun
         Runs that were submitted and have not ended, in their order; how many of them, from the first on,
         have been enqueued.
@@ -56,6 +58,7 @@ class CudaLane:
         self.stream: Stream = place.stream(lane.priority)
         self.word = WORDS * number
         self.words = host.address + 4 * self.word
+        self.plans: dict[tuple[object, ...], Plan] = {}
         self.flying: deque[Run] = deque()
         self.begun = 0
         self.passing: Work | None = None
@@ -65,7 +68,7 @@ class CudaLane:
         self.heard = 0
         self.since_us = 0.0
         self._event: Event | None = None
-        # Blocks of a small launch are placed on the SMs of low numbers first, so a narrow lane keeps the last ones.
+        # A narrow lane keeps the SMs on which blocks are placed last: those of a small critical launch come first.
         start = Record().pack() + ranks(sm_ids[::-1]) + Limiter(padded=0).pack() + bytes(4)
         self._memory = self.record = place.gpu.allocate(len(start))
         self.limiter = self.record + LANE_BYTES + SM_TABLE_BYTES

@@ -13,21 +13,21 @@ __all__ = ["Place", "parse"]
 
 # Blocks so large that two fill an SM, and that stay for a while: every SM gets one.
 _PROBE_THREADS = 1024
-_PROBE = b"""
+_PROBE = f"""
 .version 7.0
 .target sm_75
 .address_size 64
-.visible .entry sms(.param .u64 seen) .reqntid 1024 {
-	.reg .b32 %sm, %one;
+.visible .entry sms(.param .u64 seen) .reqntid {_PROBE_THREADS} {{
+	.reg .b32 %sm, %block;
 	.reg .b64 %at;
 	ld.param.u64 %at, [seen];
+	mov.u32 %block, %ctaid.x;
+	mad.wide.u32 %at, %block, 4, %at;
 	mov.u32 %sm, %smid;
-	mad.wide.u32 %at, %sm, 4, %at;
-	mov.u32 %one, 1;
-	st.global.u32 [%at], %one;
+	st.global.u32 [%at], %sm;
 	nanosleep.u32 100000;
 	ret;
-}
+}}
 \0"""
 
 
@@ -87,20 +87,19 @@ class Place:
         return replace(self.gpu.geometry, sms=self.sms)
 
     def ids(self) -> list[int]:
-        """The SMs by the number that kernels read in ``%smid``, found by running a block on each."""
-        most = 4 * self.gpu.geometry.sms
-        seen = self.gpu.allocate(4 * most)
-        self.gpu.write(seen, bytes(4 * most))
+        """The SMs by the number that kernels read in ``%smid``, in the order in which blocks are placed on them."""
+        blocks = 2 * self.sms
+        seen = self.gpu.allocate(4 * blocks)
         self.activate()
-        module, stream = Module(_PROBE), self.stream()
+        module, stream = Module(_PROBE.encode()), self.stream()
         probe = module.function("sms")
-        probe.launch(stream, (2 * self.sms, 1, 1), (_PROBE_THREADS, 1, 1), 0, [seen.to_bytes(8, "little")])
+        probe.launch(stream, (blocks, 1, 1), (_PROBE_THREADS, 1, 1), 0, [seen.to_bytes(8, "little")])
         stream.synchronize()
-        words = struct.unpack(f"<{most}I", self.gpu.read(seen, 4 * most))
+        words = struct.unpack(f"<{blocks}I", self.gpu.read(seen, 4 * blocks))
         stream.close()
         module.close()
         self.gpu.free(seen)
-        return [number for number, word in enumerate(words) if word]
+        return list(dict.fromkeys(words))
 
     def close(self) -> None:
         """Give the partition back."""

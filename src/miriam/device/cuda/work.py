@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -14,10 +15,11 @@ from miriam.device.cuda.elastic import ElasticCode, ElasticInstance, ElasticLane
 from miriam.device.cuda.instance import Code, Instance
 from miriam.device.cuda.lane import CudaLane
 from miriam.device.cuda.place import Place
+from miriam.device.cuda.warm import Warmer
 from miriam.elastic.rewrite import Form
 from miriam.program import Program
 
-__all__ = ["Codes", "Holds", "Work"]
+__all__ = ["Codes", "Holds", "Plan", "Work"]
 
 
 class Codes:
@@ -74,8 +76,30 @@ class Holds:
     lanes: tuple[CudaLane, ...] = field(default=())
 
 
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How launches are run as they are, again and again.
+
+    Attributes
+    ----------
+    alone, following
+        The graph that takes hold of other lanes as it begins, and the one for which somebody else does.
+    holds
+        Which lanes.
+    """
+
+    alone: Graph
+    following: Graph
+    holds: Holds
+
+
 class Work:
     """One task in one place.
+
+    Attributes
+    ----------
+    blocks
+        Logical blocks of all launches before each one, and of all.
 
     Parameters
     ----------
@@ -91,11 +115,13 @@ class Work:
         self, codes: Codes, place: Place, program: Program, each: Iterable[int], *, seed: int, verify: bool
     ) -> None:
         self.program = program
+        self.blocks = tuple(itertools.accumulate((step.blocks for step in program.launches), initial=0))
         self._codes = codes
         self._place = place
         self._each = tuple(each)
         self._graphs: dict[tuple[object, ...], Graph] = {}
         self._elastic: ElasticInstance | None = None
+        self._warmer: Warmer | None = None
         self._lanes: dict[CudaLane, ElasticLane] = {}
         place.activate()
         self.instance = Instance(codes.gpu, program, codes.plain(program))
@@ -111,10 +137,14 @@ class Work:
         key = (lane, launches, holds.table, hold)
         if key not in self._graphs:
             control, lanes = self._codes.control, len(holds.lanes)
+            warmer = self._warmed() if lanes else None
             with self._capture(lane) as capture:
-                if hold and lanes:
+                if lanes:
                     with capture.beside() as side:
-                        control.hold(side, holds.table, lanes)
+                        if hold:
+                            control.hold(side, holds.table, lanes)
+                        if warmer is not None:
+                            warmer.enqueue(side)
                 self.instance.enqueue(capture.stream, launches)
                 self._checked(capture, launches)
                 control.release(capture.stream, holds.table, lanes, lane.counter, lane.words)
@@ -122,22 +152,29 @@ class Work:
         return self._graphs[key]
 
     def resident(self, lane: CudaLane, *, narrow: bool) -> Graph:
-        """A whole inference that pauses, narrows and goes on by itself; ``narrow``: it can do more than pause."""
+        """A whole inference that pauses and goes on by itself; ``narrow``: under a limit above 0 it goes on, too.
+
+        The first pass stands in front of the loop, since most inferences are never interrupted and a
+        condition takes a few microseconds.
+        """
         key = (lane, "resident", narrow)
         if key not in self._graphs:
             elastic, own = self._elastic_lane(lane)
             control = self._codes.control
             with self._capture(lane) as capture:
-                loop = capture.condition(default=1)
+                own.gate(capture.stream)
+                self._exclusive(capture, own, lane)
+                loop = capture.condition()
+                control.step(capture.stream, elastic.record, lane.record, loop)
                 with capture.loop(loop) as body:
                     if narrow:
                         choice = body.condition()
                         control.gate(body.stream, elastic.record, lane.record, choice)
                         wide, tight = body.choose(choice, 2)
-                        with wide as chosen:
-                            self._exclusive(chosen, own, lane)
-                        with tight as chosen:
-                            self._looped(chosen, own)
+                        with wide:
+                            self._exclusive(wide, own, lane)
+                        with tight:
+                            self._looped(tight, own)
                     else:
                         control.gate(body.stream, elastic.record, lane.record, 0)
                         self._exclusive(body, own, lane)
@@ -206,6 +243,13 @@ class Work:
             self._lanes[lane] = self._elastic.lane(sms=self._place.sms, record=lane.record)
         return self._elastic, self._lanes[lane]
 
+    def _warmed(self) -> Warmer | None:
+        """What brings the weights into the L2; None where there are none."""
+        if self._warmer is None:
+            self._place.activate()
+            self._warmer = Warmer(self._codes.gpu, self.instance)
+        return self._warmer if self._warmer.bytes else None
+
     def _checked(self, capture: Capture, launches: range) -> None:
         if self.check is not None and launches.stop == len(self.program.launches):
             self.check.enqueue(capture.stream)
@@ -227,7 +271,10 @@ class Work:
             lane.close()
         if self._elastic is not None:
             self._elastic.close()
+        if self._warmer is not None:
+            self._warmer.close()
         if self.check is not None:
             self.check.close()
         self.instance.close()
-        self._graphs, self._lanes, self._elastic, self.check = {}, {}, None, None
+        self._graphs, self._lanes = {}, {}
+        self._elastic = self._warmer = self.check = None
