@@ -16,7 +16,7 @@ from miriam.task import Request, Task
 
 EDGE = Geometry(
     sms=4, threads_per_sm=1024, blocks_per_sm=16, registers_per_sm=65536,
-    shared_per_sm_bytes=65536, shared_per_block_bytes=49152,
+    shared_per_sm_bytes=65536, shared_per_block_bytes=49152, partition_sms=2,
 )  # fmt: skip
 
 

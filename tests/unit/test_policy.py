@@ -24,7 +24,7 @@ def starts(done: list[Request]) -> dict[str, list[float | None]]:
 
 
 def test_names_and_unknown_names():
-    assert NAMES == ("sequential", "multistream", "priority", "barrier", "miriam")
+    assert NAMES == ("sequential", "multistream", "priority", "barrier", "partition", "miriam", "resident")
     setting = setting_of([CRITICAL, NORMAL], ScriptedDevice())
     for name in NAMES:
         policy = create(name, setting)

@@ -3,34 +3,82 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from miriam.coordinator import Policy
 from miriam.errors import PolicyError
 from miriam.policy.barrier import Barrier
-from miriam.policy.base import Setting
+from miriam.policy.base import Option, Setting
 from miriam.policy.miriam import Miriam
 from miriam.policy.multistream import Multistream
+from miriam.policy.partition import Partition
 from miriam.policy.priority import Priority
+from miriam.policy.resident import Resident
 from miriam.policy.sequential import Sequential
 
-__all__ = ["NAMES", "Setting", "create"]
+__all__ = ["NAMES", "Setting", "check", "create"]
 
-_POLICIES: Mapping[str, Callable[[Setting], Policy]] = {
-    policy.name: policy for policy in (Sequential, Multistream, Priority, Barrier, Miriam)
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    make: Callable[..., Policy]
+    option: Option | None = None
+
+
+_KINDS: Mapping[str, _Kind] = {
+    Sequential.name: _Kind(Sequential),
+    Multistream.name: _Kind(Multistream),
+    Priority.name: _Kind(Priority),
+    Barrier.name: _Kind(Barrier),
+    Partition.name: _Kind(Partition, Option("SMs of the critical part", whole=True, least=1)),
+    Miriam.name: _Kind(Miriam),
+    Resident.name: _Kind(Resident, Option("SMs left to lower lanes", whole=True, least=0)),
 }
 
-NAMES = tuple(_POLICIES)
+NAMES = tuple(_KINDS)
 """Names of the policies, the simplest first."""
+
+
+def check(name: str) -> None:
+    """Raise what :func:`create` would raise for a name, as far as that needs no setting.
+
+    Raises
+    ------
+    PolicyError
+        There is no policy of that name, or it has no such option; the message says what there is.
+    """
+    _read(name)
 
 
 def create(name: str, setting: Setting) -> Policy:
     """A fresh policy for one run.
 
+    Parameters
+    ----------
+    name
+        One of :data:`NAMES`, for some of them with a number behind a colon: ``resident:32``.
+
     Raises
     ------
     PolicyError
-        There is no policy of that name; the message lists those that there are.
+        There is no policy of that name, it has no such option, or the device cannot do it; the message
+        says what is possible.
     """
-    if name not in _POLICIES:
-        raise PolicyError(f"there is no policy {name!r}: take one of {', '.join(NAMES)}")
-    return _POLICIES[name](setting)
+    kind, options = _read(name)
+    policy = kind.make(setting, *options)
+    policy.name = name
+    return policy
+
+
+def _read(name: str) -> tuple[_Kind, tuple[float, ...]]:
+    """The kind of policy that a name asks for, and its option where it has one."""
+    plain, colon, text = name.partition(":")
+    if plain not in _KINDS:
+        raise PolicyError(f"there is no policy {plain!r}: take one of {', '.join(NAMES)}")
+    kind = _KINDS[plain]
+    if not colon:
+        return kind, ()
+    if kind.option is None:
+        having = ", ".join(other for other, one in _KINDS.items() if one.option is not None)
+        raise PolicyError(f"policy {plain} has no option, so {text!r} means nothing: options have {having}")
+    return kind, (kind.option.read(plain, text),)

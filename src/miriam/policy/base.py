@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from miriam.device.base import Geometry, Lane
+from miriam.errors import PolicyError
 from miriam.task import Criticality, Request, Task
 
-__all__ = ["Setting", "lane_of_level", "levels", "most_urgent"]
+__all__ = ["Option", "Setting", "lane_of_level", "levels", "most_urgent"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,36 @@ class Setting:
     geometry: Geometry
     launch_us: Mapping[str, Sequence[float]]
     command_us: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """The number that may stand behind a policy's name, after a colon.
+
+    Attributes
+    ----------
+    what
+        What it is, for people.
+    whole
+        Whether it is a whole number.
+    least
+        The lowest that makes sense on any device.
+    """
+
+    what: str
+    whole: bool
+    least: float
+
+    def read(self, policy: str, text: str) -> float:
+        """The number in ``text``; :class:`PolicyError` if there is none that makes sense."""
+        try:
+            value = int(text) if self.whole else float(text)
+        except ValueError:
+            value = -math.inf
+        if not self.least <= value < math.inf:
+            kind = "a whole number" if self.whole else "a number"
+            raise PolicyError(f"policy {policy}: {self.what} are {kind} from {self.least:g} on, not {text!r}")
+        return value
 
 
 def levels(setting: Setting) -> tuple[int, ...]:

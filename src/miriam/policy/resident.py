@@ -1,0 +1,65 @@
+"""Whole programs that run on the device by themselves, and leave SMs when a critical one comes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from miriam.coordinator import View
+from miriam.device.base import Command, Event, EventKind, Lane, Run
+from miriam.errors import PolicyError
+from miriam.policy.base import Setting, lane_of_level, levels
+from miriam.task import Request
+
+__all__ = ["Resident"]
+
+
+class Resident:
+    """Every request whole and at once; lower levels are elastic, and limited while a higher one runs.
+
+    Lanes and priorities are those of :class:`~miriam.policy.priority.Priority`. Requests of the highest
+    level run in their original form. Those below are elastic, with as many workers as fit, so that one
+    that is limited leaves SMs at the next block boundary and loses nothing. Each run limits all lanes
+    below its own, from its start to its end, ordered by the device: the host takes no turn when a
+    critical request starts or ends, and all that have arrived are enqueued, so no gap lies between two.
+
+    Cost: one command for each request, no waiting of the host. Normal work pays for elastic kernels, and
+    for leaving and coming back.
+
+    Parameters
+    ----------
+    sms
+        SMs that lower lanes may keep while a request above them runs; 0: none, they are paused.
+
+    Raises
+    ------
+    PolicyError
+        The device does not have so many.
+    """
+
+    name = "resident"
+
+    def __init__(self, setting: Setting, sms: int = 0) -> None:
+        if sms > setting.geometry.sms:
+            raise PolicyError(
+                f"policy resident: {sms} SMs left to lower lanes, and the device has {setting.geometry.sms}"
+            )
+        order = levels(setting)
+        self.lanes: tuple[Lane, ...] = tuple(
+            lane_of_level(level, len(order) - 1 - rank) for rank, level in enumerate(order)
+        )
+        self._lane = {level: lane for lane, level in enumerate(order)}
+        self._workers = setting.geometry.sms * setting.geometry.blocks_per_sm
+        self._limits = [dict.fromkeys(range(lane + 1, len(order)), sms) for lane in range(len(order))]
+
+    def decide(self, event: Event, view: View) -> Iterator[Command]:
+        """The whole inference that has arrived."""
+        if event.kind is EventKind.ARRIVED and event.request is not None:
+            lane = self._lane[event.request.task.criticality]
+            yield self._run(event.request, lane, self._limits[lane])
+
+    def _run(self, request: Request, lane: int, limits: Mapping[int, int | None]) -> Run:
+        return Run(request, lane, workers=self._workers if lane else None, limits=limits)
+
+    def report(self) -> Mapping[str, float]:
+        """Nothing."""
+        return {}
