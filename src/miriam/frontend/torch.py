@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import importlib
 import sys
 from collections.abc import Sequence
@@ -12,15 +11,12 @@ from typing import TYPE_CHECKING, Any
 import miriam
 from miriam.errors import CompileError
 from miriam.frontend import cache
-from miriam.frontend.captured import Code, Memory, Region, to_program
-from miriam.program import Program, Role
+from miriam.frontend._graphs import captured_graph, need_torch, program_of
+from miriam.program import Program
 from miriam.progress import Progress, silent
 
 if TYPE_CHECKING:
     import torch
-
-    from miriam.device.cuda.driver import GraphNode
-    from miriam.frontend._inductor import LoadedKernel
 
 __all__ = ["Captured", "capture", "compile_factory"]
 
@@ -72,7 +68,7 @@ def capture(
         No GPU, torch and triton versions that do not belong together, a model in training mode, or
         one that cannot be compiled or captured.
     """
-    torch = _torch()
+    torch = need_torch()
     if not torch.cuda.is_available():
         raise CompileError("compiling needs a CUDA GPU, and torch sees none: see 'miriam devices'")
     if module.training:
@@ -85,12 +81,12 @@ def capture(
         with torch.no_grad(), _inductor.loaded_kernels() as loaded:
             compiled = _inductor.compile_module(module, tuple(inputs), progress)
             progress("capturing", 0, 1)
-            graph, outputs = _capture(torch, compiled, inputs)
+            graph, outputs = captured_graph(compiled, inputs)
     except CompileError:
         raise
     except Exception as error:
         raise CompileError(f"{name} cannot be compiled: {type(error).__name__}: {error}") from error
-    program = _program(torch, name, graph, inputs, outputs, loaded, weights)
+    program = program_of(name, graph, inputs, outputs, loaded, weights=weights)
     graph.instantiate()
     progress("capturing", 1, 1)
     used = [tensor.detach() for tensor in module.state_dict(keep_vars=True).values()]
@@ -106,7 +102,7 @@ def compile_factory(
     The factory takes no arguments and gives an ``nn.Module``. Inputs are random tensors of these
     shapes and this dtype. A model that was compiled before comes from the cache, unless ``fresh``.
     """
-    torch = _torch()
+    torch = need_torch()
     factory = _factory(spec)
     kind = getattr(torch, dtype, None)
     if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
@@ -127,16 +123,6 @@ def compile_factory(
         if key:
             cache.keep(key, program)
     return program if weights else program.without_weights()
-
-
-def _torch() -> Any:
-    try:
-        import torch
-    except ImportError as error:
-        raise CompileError(
-            "compiling a model needs torch: pip install torch==2.13.0 triton==3.7.1 'cuda-bindings>=13.0,<14'"
-        ) from error
-    return torch
 
 
 def _factory(spec: str) -> Any:
@@ -161,75 +147,3 @@ def _factory(spec: str) -> Any:
         what = f"no {attribute!r}" if factory is None else f"a {type(factory).__name__} under the name {attribute!r}"
         raise CompileError(f"{where} has {what}: name a function that makes an nn.Module")
     return factory
-
-
-def _capture(torch: Any, compiled: Any, inputs: Sequence[torch.Tensor]) -> tuple[Any, list[torch.Tensor]]:
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(2):  # lazy set-up of libraries must not end up in the graph
-            compiled(*inputs)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph(keep_graph=True)
-    with torch.cuda.graph(graph, stream=stream):
-        result = compiled(*inputs)
-    outputs, _ = torch.utils._pytree.tree_flatten(result)
-    if not all(isinstance(x, torch.Tensor) for x in outputs):
-        raise CompileError("the model gives something that is not a tensor; give tensors alone")
-    return graph, outputs
-
-
-def _program(torch: Any, name: str, graph: Any, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor],
-             loaded: dict[int, LoadedKernel], weights: bool) -> Program:  # fmt: skip
-    from miriam.device.cuda import driver
-    from miriam.frontend import _inductor
-
-    gpu = driver.Gpu(torch.cuda.current_device())
-
-    def code(node: GraphNode) -> Code:
-        facts = driver.function_facts(node.function)
-        kernel = loaded.get(node.function)
-        ptx, ttir = (kernel.text("ptx"), kernel.text("ttir")) if kernel and kernel.name == node.name else (None, None)
-        return Code(facts["registers"], facts["shared_bytes"], ptx, ttir)
-
-    def tensors(prefix: str, given: Sequence[torch.Tensor]) -> dict[str, Any]:
-        return {
-            f"{prefix}{i}": (x.data_ptr(), str(x.dtype).removeprefix("torch."), tuple(x.shape), tuple(x.stride()))
-            for i, x in enumerate(given)
-        }
-
-    try:
-        nodes = driver.graph_nodes(graph.raw_cuda_graph())
-        regions = _regions(torch, graph, inputs)
-        major, minor = torch.cuda.get_device_capability()
-        meta = {
-            **_inductor.versions(),
-            "made": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
-            "device": torch.cuda.get_device_name(),
-        }
-        memory = Memory(regions, gpu.read if weights else None)
-        return to_program(name, f"sm_{major}{minor}{'a' if major >= 9 else ''}", nodes, code, memory,
-                          tensors("input", inputs), tensors("output", outputs), meta)  # fmt: skip
-    finally:
-        gpu.close()
-
-
-def _regions(torch: Any, graph: Any, inputs: Sequence[torch.Tensor]) -> list[Region]:
-    """Map device memory: the graph's own pool segment by segment, everything else block by block.
-
-    Inside a graph's pool torch reuses addresses for one intermediate after the other, so only the
-    whole segment has a size that holds throughout.
-    """
-    given = {x.untyped_storage().data_ptr(): i for i, x in enumerate(inputs)}
-    regions: list[Region] = []
-    for segment in torch.cuda.memory_snapshot():
-        if tuple(segment["segment_pool_id"]) == tuple(graph.pool()):
-            regions.append(Region(segment["address"], segment["total_size"], Role.INTERMEDIATE, f"arena{len(regions)}"))
-            continue
-        for block in segment["blocks"]:
-            if block["state"] != "active_allocated":
-                continue
-            number = given.get(block["address"])
-            role, label = (Role.WEIGHT, f"weight{len(regions)}") if number is None else (Role.INPUT, f"input{number}")
-            regions.append(Region(block["address"], block["size"], role, label))
-    return regions
