@@ -31,6 +31,10 @@ PERIODIC = Workload(
     "Y", "one at a fixed rate",
     (Entry("quick", "short", Criticality.CRITICAL, Uniform(4000)), Entry("big", "long", Criticality.NORMAL, Closed())),
 )  # fmt: skip
+STEADY = Workload(
+    "S", "one at a low fixed rate",
+    (Entry("quick", "short", Criticality.CRITICAL, Uniform(100)), Entry("big", "long", Criticality.NORMAL, Closed())),
+)  # fmt: skip
 RANDOM = Workload(
     "Z", "both with a rate",
     (
@@ -60,7 +64,7 @@ def toy_results() -> Results:
 
 
 class Clockwork:
-    """A device by the clock on the wall: each lane runs one run after another, as long as the launches take alone."""
+    """A device by the clock on the wall: each lane runs one run after another, fifty times as long as on the model."""
 
     def __init__(self, name: str, profiles: ProfileSource) -> None:
         self.name = name
@@ -87,7 +91,7 @@ class Clockwork:
         heapq.heappush(self._due, (time_us, next(self._count), EventKind.TICK, None, None))
 
     def launch_us(self, program: Program) -> tuple[float, ...]:
-        return self._sim.launch_us(program)
+        return tuple(50 * time_us for time_us in self._sim.launch_us(program))
 
     def submit(self, command: Command) -> None:
         if isinstance(command, Run):

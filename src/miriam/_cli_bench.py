@@ -21,7 +21,12 @@ def bench(
             help="Several with commas. mdtb: A, B, C, D, driving; disb: A, B, C, D, E. All but driving if left out."
         ),
     ] = None,
-    policy: Annotated[str | None, typer.Option(help="Several with commas; all if left out.")] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            help="Several with commas; all if left out. On a GPU also those of the driver: timeslice, mps, mps:50."
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="See 'miriam devices'; a slice: sim:h200/16, cuda:0/16.")] = "sim:xavier",
     duration: Annotated[
         float | None,
@@ -46,6 +51,9 @@ def bench(
         str, typer.Option(help="tuned (Triton), or naive (plain CUDA C++, as the paper's benchmark had them).")
     ] = "tuned",
     verify: Annotated[bool, typer.Option("--verify", help="On a GPU: compare every output.")] = False,
+    stock: Annotated[
+        bool, typer.Option("--stock", help="On a GPU: also measure the normal networks in plain PyTorch.")
+    ] = False,
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Write index.html, results.json and a trace there.")
     ] = None,
@@ -65,14 +73,14 @@ def bench(
       miriam bench mdtb --device sim:xavier --out report
       miriam bench mdtb --workload B,driving --policy multistream,miriam --device sim:h200/16
       miriam bench mdtb --critical-load 0.3 --json > results.json
-      miriam bench pair --device cuda:0 --out report
+      miriam bench pair --device cuda:0 --policy multistream,miriam,mps:50 --stock --out report
     """
     from miriam import bench as library
 
     with bad_input((WorkloadError, PolicyError, DeviceError)), progress_bar() as progress:
         results = library.run(
             benchmark, workload, policy, device, duration, seed, out, repeats=repeats, critical_load=critical_load,
-            depth=depth, kernels=kernels, verify=verify, jobs=jobs,
+            depth=depth, kernels=kernels, verify=verify, stock=stock, jobs=jobs,
             progress=lambda done, total, label: progress("running", done, total),
         )  # fmt: skip
     if as_json:

@@ -9,7 +9,7 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
-from bench_support import CLOSED, PERIODIC, RANDOM, Clockwork, toy_profiles, toy_program, toy_results
+from bench_support import CLOSED, PERIODIC, RANDOM, STEADY, Clockwork, toy_profiles, toy_program, toy_results
 from rich.console import Console
 
 from miriam.bench import MDTB, Poisson, Results, Uniform, print_table, run_mdtb
@@ -329,20 +329,20 @@ def test_table_and_report_give_the_median_and_the_spread_of_turns() -> None:
 def test_a_device_that_is_no_model_is_measured_point_by_point_after_a_longer_warm_up() -> None:
     told: list[str] = []
     found = run_mdtb(
-        [PERIODIC], "multistream", "cuda:0", 0.6, repeats=2, programs=toy_program, profiles=toy_profiles,
+        [STEADY], "multistream", "cuda:0", 0.6, repeats=2, programs=toy_program, profiles=toy_profiles,
         open_device=Clockwork, progress=lambda done, total, label: told.append(label),
     )  # fmt: skip
-    points = ["Y, quick alone", "Y, big alone", "Y, multistream"]
+    points = ["S, quick alone", "S, big alone", "S, multistream"]
     assert told == [*points, *(f"{label}, turn 2" for label in points)]
     assert (found.simulated, found.warm_up_s) == (False, 0.5)
     assert "by the clock on the wall" in found.notes
-    shared = found.point("Y", "multistream", 1)
+    shared = found.point("S", "multistream", 1)
     assert shared is not None
     assert (shared.occupancy, shared.sm_active, shared.timeline) == (None, None, None)
     quick = shared.tasks[0]
-    assert quick.arrived == pytest.approx(400, abs=1)
+    assert quick.arrived == pytest.approx(10, abs=1)
     assert quick.checked is not None
-    assert quick.checked > 400
+    assert quick.checked > 40
     console = Console(record=True, width=110, file=StringIO())
     print_table(found, console)
     text = console.export_text()

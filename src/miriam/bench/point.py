@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import cache, partial
+from typing import TYPE_CHECKING
 
 from miriam.bench.arrivals import Closed, SeededTraffic
 from miriam.bench.metrics import TaskMetrics, measure
@@ -19,6 +20,9 @@ from miriam.policy.base import Setting
 from miriam.profile import ProfileSource
 from miriam.program import Program
 from miriam.task import Task
+
+if TYPE_CHECKING:
+    from miriam.device.cuda.work import Codes
 
 __all__ = ["Job", "Outcome", "Sources", "checks", "run_point", "simulated", "steps_of", "with_checks"]
 
@@ -212,7 +216,7 @@ def _window(
     return begin_us, begin_us + length_us
 
 
-@lru_cache
+@cache
 def _zoo_program(model: str, kernels: str) -> Program:
     from miriam import zoo
 
@@ -231,5 +235,14 @@ def _device(name: str, profiles: ProfileSource, *, verify: bool) -> Device:
 
         return SimDevice(name, profiles)
     from miriam.device.cuda.device import CudaDevice
+    from miriam.device.cuda.place import parse
 
-    return CudaDevice(name, profiles, verify=verify)
+    return CudaDevice(name, profiles, codes=_codes(parse(name)[0]), verify=verify)
+
+
+@cache
+def _codes(ordinal: int) -> Codes:
+    """The kernels that this process has loaded, for one device after another."""
+    from miriam.device.cuda.work import Codes
+
+    return Codes(ordinal)

@@ -1,4 +1,4 @@
-"""Points side by side, in processes of their own, or one after another in this one."""
+"""Points side by side, in processes of their own, or one after another."""
 
 from __future__ import annotations
 
@@ -10,24 +10,36 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_complet
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 
+from miriam.bench.mps import Mps
+from miriam.bench.outside import regime, run_outside
 from miriam.bench.point import Job, Outcome, run_point
 from miriam.errors import MiriamError
 
-__all__ = ["Progress", "named", "processors", "side_by_side"]
+__all__ = ["Progress", "named", "one_after_another", "processors", "side_by_side"]
 
 Progress = Callable[[int, int, str], None]
 """Called with (points done, points in all, label of the point that was done)."""
 
 
+def one_after_another(todo: Sequence[Job], progress: Progress) -> list[Outcome]:
+    """Outcomes in the order of ``todo``, in this process or, where the policy is one of the driver, outside."""
+    outcomes = []
+    with Mps() as mps:
+        for i, job in enumerate(todo):
+            with named(job.label):
+                if regime(job.policy) is None:
+                    mps.stop()
+                    outcomes.append(run_point(job))
+                else:
+                    outcomes.append(run_outside(job, mps))
+            progress(i + 1, len(todo), job.label)
+    return outcomes
+
+
 def side_by_side(todo: Sequence[Job], jobs: int, progress: Progress) -> list[Outcome]:
     """Outcomes in the order of ``todo``, from at most so many processes."""
     if min(jobs, len(todo)) == 1:
-        outcomes = []
-        for i, job in enumerate(todo):
-            with named(job.label):
-                outcomes.append(run_point(job))
-            progress(i + 1, len(todo), job.label)
-        return outcomes
+        return one_after_another(todo, progress)
     with _pool(min(jobs, len(todo))) as pool:
         pending: dict[Future[Outcome], int] = {pool.submit(run_point, job): i for i, job in enumerate(todo)}
         done: dict[int, Outcome] = {}

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from miriam.bench import outside
 from miriam.bench.point import Job, Outcome, Sources, simulated
-from miriam.bench.pool import Progress, named, processors, side_by_side
+from miriam.bench.pool import Progress, named, one_after_another, processors, side_by_side
 from miriam.bench.results import ALONE, Made, Results, relate
+from miriam.bench.stock import check_device, stock_rates
 from miriam.bench.suites import Suite, select, suite
 from miriam.bench.workload import Workload, check_load
 from miriam.device.base import Device
@@ -43,6 +46,7 @@ def run(
     depth: int | None = None,
     kernels: str = "tuned",
     verify: bool = False,
+    stock: bool = False,
     jobs: int | None = None,
     progress: Progress | None = None,
     profiles: Callable[[], ProfileSource] | None = None,
@@ -62,7 +66,8 @@ def run(
     workloads
         Names (``"A,B"`` or a list), or workloads of your own; None: the usual ones of the benchmark.
     policies
-        Names; None: all that there are.
+        Names; None: all that there are, but those of the driver (:mod:`miriam.bench.outside`), which
+        a GPU takes too: ``timeslice``, ``mps``, ``mps:50``.
     device
         Name of a device, for example ``sim:xavier`` or ``cuda:0``.
     duration_s
@@ -83,6 +88,8 @@ def run(
         Which kernels the zoo's networks are made of: ``tuned``, or ``naive`` (:func:`miriam.zoo.load`).
     verify
         Have a GPU compare every output with that of the same inputs alone.
+    stock
+        On a GPU, measure in every turn what the normal models do alone in plain PyTorch.
     jobs
         Processes, on a simulated device; None: one for each processor that this process may use.
     progress
@@ -103,8 +110,8 @@ def run(
     began = time.monotonic()
     among = suite(benchmark)
     chosen = select(workloads, among)
-    names = _policies(policies)
     model = simulated(device)
+    names = _policies(policies, model)
     duration_s, warm_up_s, repeats = _times(duration_s, repeats, model)
     if jobs is not None and (jobs < 1 or (jobs > 1 and not model)):
         raise WorkloadError(f"{jobs} jobs: " + ("at least one is needed" if jobs < 1 else "a GPU is measured by one"))
@@ -116,6 +123,8 @@ def run(
         chosen = tuple(w.deepened(depth) for w in chosen)
     if verify and model:
         raise WorkloadError("outputs can be verified on a GPU only: a simulated device computes none")
+    if stock:
+        check_device(device)
     machine = _machine() if open_device is not None else _machine() | _check_device(device)
     if programs is None:
         _check_models(chosen, kernels)
@@ -129,10 +138,10 @@ def run(
         Job(workload, policy, alone, repeat, device, duration_s, warm_up_s, seed, repeat == 0, sources)
         for repeat in range(repeats)
         for workload in chosen
-        for policy, alone in [*((ALONE, e.name) for e in workload.entries), *((name, None) for name in names)]
+        for policy, alone in _order(workload, names)
     ]
     progress = progress or (lambda done, total, label: None)
-    outcomes = side_by_side(todo, jobs or processors() if model else 1, progress)
+    outcomes = side_by_side(todo, jobs or processors(), progress) if model else _measured(todo, progress, stock=stock)
     results = Results(
         made=Made(
             date=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -172,6 +181,45 @@ def run_mdtb(
 ) -> Results:
     """Run MDTB: :func:`run` with the benchmark ``mdtb``."""
     return run("mdtb", workloads, policies, device, duration_s, seed, out, **options)
+
+
+def _order(workload: Workload, policies: tuple[str, ...]) -> Iterator[tuple[str, str | None]]:
+    """Policy and task alone of every point of a turn: by regime, first each task alone under it."""
+    regimes: dict[str, list[str]] = {name: [] for name in (ALONE, *outside.NAMES)}
+    for policy in policies:
+        found = outside.regime(policy)
+        regimes[ALONE if found is None else found.name].append(policy)
+    for name, own in regimes.items():
+        if own or name == ALONE:
+            yield from ((name, e.name) for e in workload.entries)
+            yield from ((policy, None) for policy in own)
+
+
+def _measured(todo: list[Job], progress: Progress, *, stock: bool) -> list[Outcome]:
+    """Turn by turn, with what normal models do in plain PyTorch before each if ``stock``."""
+    outcomes: list[Outcome] = []
+    for _, turn in itertools.groupby(todo, lambda job: job.repeat):
+        jobs, done = list(turn), len(outcomes)
+        rates = _stock(jobs) if stock else {}
+
+        def told(i: int, _: int, label: str, done: int = done) -> None:
+            progress(done + i, len(todo), label)
+
+        found = one_after_another(jobs, told)
+        outcomes += [_with_stock(job, outcome, rates) for job, outcome in zip(jobs, found, strict=True)]
+    return outcomes
+
+
+def _stock(jobs: list[Job]) -> dict[str, float]:
+    with named("plain PyTorch"):
+        return stock_rates((e.model for job in jobs for e in job.workload.entries if not e.critical), jobs[0].device)
+
+
+def _with_stock(job: Job, outcome: Outcome, rates: Mapping[str, float]) -> Outcome:
+    """The outcome with the rates of plain PyTorch on its normal tasks."""
+    models = {e.name: e.model for e in job.workload.entries if not e.critical}
+    tasks = tuple(replace(t, stock_per_s=rates.get(models.get(t.name, ""))) for t in outcome.point.tasks)
+    return replace(outcome, point=replace(outcome.point, tasks=tasks))
 
 
 def _times(duration_s: float | None, repeats: int | None, model: bool) -> tuple[float, float, int]:
@@ -259,17 +307,20 @@ def _check_device(name: str) -> dict[str, str]:
     return {"gpu": found.title}
 
 
-def _policies(names: str | Iterable[str] | None) -> tuple[str, ...]:
+def _policies(names: str | Iterable[str] | None, model: bool) -> tuple[str, ...]:
     from miriam.policy import NAMES
 
     if names is None:
         return tuple(NAMES)
     chosen = tuple(dict.fromkeys(n.strip() for n in (names.split(",") if isinstance(names, str) else names)))
-    for name in chosen:
-        if name not in NAMES:
-            raise PolicyError(f"there is no policy {name!r}: choose from {', '.join(NAMES)}")
     if not chosen:
         raise PolicyError(f"no policy was named: choose from {', '.join(NAMES)}")
+    for name in chosen:
+        if outside.regime(name) is None:
+            if name.partition(":")[0] not in NAMES:
+                raise PolicyError(f"there is no policy {name!r}: choose from {', '.join(NAMES)}")
+        elif model:
+            raise PolicyError(f"the policy {name!r} is one of the driver of a GPU: leave it out on a simulated device")
     return chosen
 
 
