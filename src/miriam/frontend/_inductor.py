@@ -7,7 +7,6 @@ when another pair is installed. The rest of Miriam imports only the functions be
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -43,21 +42,15 @@ from torch._inductor.template_heuristics.triton import ConvConfig
 from torch._inductor.virtualized import V
 
 from miriam.frontend._inductor_depthwise import depthwise_as_pointwise
+from miriam.frontend._inductor_stems import few_channels
+from miriam.frontend._inductor_tiles import CONV_WARPS, TILES, misfit
 
 __all__ = ["LoadedKernel", "check_versions", "compile_module", "loaded_kernels", "versions"]
 
 PAIRS = (("2.11", "3.6"), ("2.13", "3.7"))
 """Versions of torch and triton that belong together and with which this module is tested."""
 
-# (BLOCK_M, BLOCK_N, BLOCK_K, stages, warps). M counts output pixels, N output channels.
-_TILES = (
-    (16, 32, 128, 4, 2), (16, 64, 64, 4, 2), (32, 32, 64, 4, 2), (32, 32, 128, 3, 4), (32, 64, 64, 4, 4),
-    (64, 32, 64, 4, 4), (64, 64, 32, 4, 4), (64, 64, 64, 4, 4), (64, 128, 64, 4, 4), (128, 64, 64, 4, 4),
-    (128, 64, 32, 3, 4), (128, 128, 32, 3, 4), (128, 128, 64, 3, 4), (128, 128, 64, 3, 8), (128, 256, 64, 3, 8),
-)  # fmt: skip
-
 _PER_SHAPE = 6
-_CONV_WARPS = 4  # conv templates with a loop over taps are miscompiled at 8 warps (triton-lang/triton issue 1254)
 
 
 def versions() -> dict[str, str]:
@@ -101,15 +94,15 @@ class FewChoices(InductorChoices):
 
     def uuid(self) -> str:
         """Name of this search in Inductor's cache keys."""
-        return "miriam-few-1"
+        return "miriam-few-2"
 
     def get_conv_configs(self, device_type: str | None = "cuda") -> Any:
         """Tiles of the convolution templates."""
         heuristics = self.get_config_heuristics(device_type)
 
         def generate(m: Any, n: Any, k: Any, **kwargs: Any) -> Any:
-            tiles = sorted(_TILES, key=partial(_misfit, _hint(m), _hint(n)))
-            configs = [ConvConfig(bm, bn, bk, s, min(w, _CONV_WARPS)) for bm, bn, bk, s, w in tiles]
+            tiles = sorted(TILES, key=partial(misfit, _hint(m), _hint(n)))
+            configs = [ConvConfig(bm, bn, bk, s, min(w, CONV_WARPS)) for bm, bn, bk, s, w in tiles]
             kept = []
             for config in heuristics.preprocess_mm_configs(m, n, k, configs=configs, op_name="conv", **kwargs):
                 kept.append(config)
@@ -129,22 +122,12 @@ class FewChoices(InductorChoices):
         for choice in every:
             tile = choice.params.to_kwargs()
             (tiled if "BLOCK_M" in tile and "BLOCK_N" in tile else others).append((choice, tile))
-        tiled.sort(key=lambda pair: _misfit(m, n, (pair[1]["BLOCK_M"], pair[1]["BLOCK_N"], 0, 0, 0)))
+        tiled.sort(key=lambda pair: misfit(m, n, (pair[1]["BLOCK_M"], pair[1]["BLOCK_N"], 0, 0, 0)))
         return [choice for choice, _ in others + tiled[: _PER_SHAPE + 2]]
 
 
 def _hint(size: Any) -> int:
     return int(size) if isinstance(size, int) or getattr(size, "is_number", False) else 1024
-
-
-def _misfit(m: int, n: int, tile: tuple[int, int, int, int, int]) -> float:
-    """How far the grid of a tile is from one and a half waves of one block on each SM, in octaves."""
-    blocks = math.ceil(m / tile[0]) * math.ceil(n / tile[1])
-    return abs(math.log2(blocks / (1.5 * _sms())))
-
-
-def _sms() -> int:
-    return torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +184,7 @@ def search() -> Iterator[None]:
             log.setLevel(logging.CRITICAL)
         # Inductor has no templates for GPUs of less than 68 SMs, which are the ones that are shared most.
         templates = patch.object(inductor_utils, "is_big_gpu", lambda *args: True)
-        with V.set_choices_handler(FewChoices()), depthwise_as_pointwise(), quiet, templates:
+        with V.set_choices_handler(FewChoices()), depthwise_as_pointwise(), few_channels(), quiet, templates:
             yield
     finally:
         get_algorithm_selector_cache().preprocessing_fns.remove(_triton_first)
