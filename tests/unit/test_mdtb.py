@@ -206,7 +206,7 @@ def test_what_cannot_be_run_is_refused_with_a_way_out() -> None:
         run_mdtb("A,E")
     with pytest.raises(WorkloadError, match="no workload was named"):
         run_mdtb([])
-    with pytest.raises(PolicyError, match="no policy 'best': choose from sequential"):
+    with pytest.raises(PolicyError, match="no policy 'best': take one of sequential"):
         run_mdtb("A", "sequential,best")
     with pytest.raises(PolicyError, match="no policy was named"):
         run_mdtb("A", [])
@@ -347,7 +347,7 @@ def test_a_device_that_is_no_model_is_measured_point_by_point_after_a_longer_war
     print_table(found, console)
     text = console.export_text()
     assert "cuda:0 (measured), 0.6 s a run, 2 turns" in text
-    assert re.search(r"Outputs compared: [\d,]+, wrong: 8\.", text)
+    assert re.search(r"outputs were compared: [\d,]+, wrong words: 8\.", text)
     assert "occ." not in text
     assert "Measured on hardware" in render(found)
 

@@ -212,7 +212,18 @@ def test_text_has_enough_contrast(theme: int) -> None:
         high, low = sorted((luminance(colours[a]), luminance(colours[b])), reverse=True)
         return (high + 0.05) / (low + 0.05)
 
-    policies = ("sequential", "multistream", "priority", "barrier", "miriam", "other0", "other1", "other2")
+    policies = (
+        "sequential",
+        "multistream",
+        "priority",
+        "barrier",
+        "miriam",
+        "other0",
+        "other1",
+        "other2",
+        "other3",
+        "other4",
+    )
     for ink, back in product(("ink", "soft"), ("back", "card", "head")):
         assert contrast(ink, back) >= 4.5, (ink, back)
     for ink, back in (("ink", "note"), ("c-ink", "c"), ("n-deep", "card"), ("miriam", "card"), ("c", "card")):

@@ -107,8 +107,8 @@ class TaskMetrics:
     stock_per_s
         What its model does alone in plain PyTorch, requests by second; None where that was not measured.
     checked, wrong
-        Outputs that were compared with those of the same inputs alone, and how many of them differed;
-        None where the device did not look.
+        Inferences whose outputs were compared with those of the unmodified kernels, and words of 4 bytes
+        in them that differed; None where the device did not look.
     """
 
     name: str

@@ -140,9 +140,11 @@ def run_point(job: Job) -> Outcome:
     try:
         tasks = job.tasks(programs)
         traffic = job.traffic(tasks)
-        launch_us = {task.name: device.launch_us(task.program) for task in tasks}
-        policy = create(job.policy, Setting(tasks, device.geometry, launch_us, device.command_us))
-        window_us = _window(job, tasks, traffic, device, programs) if job.traced else None
+        launch_us = {model: device.launch_us(program) for model, program in programs.items()}
+        own_us = {e.name: launch_us[e.model] for e in job.workload.entries}
+        policy = create(job.policy, Setting(tasks, device.geometry, own_us, device.command_us))
+        solo_us = {name: sum(times_us) for name, times_us in own_us.items()}
+        window_us = _window(job, tasks, traffic, solo_us) if job.traced else None
         coordinate(device, policy, traffic, job.until_us, window_us)
         usage = device.usage()
         found = checks(device)
@@ -167,7 +169,7 @@ def run_point(job: Job) -> Outcome:
 
 
 def checks(device: Device) -> Mapping[str, tuple[int, int]]:
-    """By task: outputs that a device compared, and how many were wrong; empty if it does not compare."""
+    """By task: inferences whose outputs a device compared, and wrong words in them; empty if it does not compare."""
     outputs = getattr(device, "outputs", None)
     return outputs() if outputs is not None else {}
 
@@ -194,7 +196,7 @@ def simulated(device: str) -> bool:
 
 
 def _window(
-    job: Job, tasks: list[Task], traffic: SeededTraffic, device: Device, programs: Mapping[str, Program]
+    job: Job, tasks: list[Task], traffic: SeededTraffic, solo_us: Mapping[str, float]
 ) -> tuple[float, float] | None:
     """What to keep for the timeline: a critical request of the second half, and what is around it.
 
@@ -204,7 +206,6 @@ def _window(
     critical = max((t for t in tasks if t.critical), key=lambda t: t.criticality, default=None)
     if critical is None:
         return None
-    solo_us = {e.name: sum(device.launch_us(programs[e.model])) for e in job.workload.entries}
     others = max((solo_us[e.name] for e in job.workload.entries if not e.critical), default=0.0)
     length_us = min(2.0 * solo_us[critical.name] + others, job.until_us / 2)
     arrivals = next(e.arrivals for e in job.workload.entries if e.name == critical.name)

@@ -168,6 +168,8 @@ class Results:
         As the user gave them. Turn ``i`` has the arrivals of ``seed + i``.
     repeats
         Turns: each holds every task alone and every policy once.
+    kernels
+        Which kernels networks of the zoo are made of.
     policies, workloads
         What was run; rates of ``workloads`` are those that were used.
     programs
@@ -186,6 +188,7 @@ class Results:
     seed: int
     critical_load: float | None
     repeats: int
+    kernels: str
     policies: tuple[str, ...]
     workloads: tuple[Workload, ...]
     programs: Mapping[str, tuple[Step, ...]]
@@ -217,6 +220,7 @@ class Results:
             "seed": self.seed,
             "critical_load": self.critical_load,
             "repeats": self.repeats,
+            "kernels": self.kernels,
             "policies": list(self.policies),
             "workloads": [_workload_json(w) for w in self.workloads],
             "programs": {
@@ -410,6 +414,7 @@ def _from_json(raw: dict[str, Any]) -> Results:
         seed=raw["seed"],
         critical_load=raw["critical_load"],
         repeats=raw["repeats"],
+        kernels=raw["kernels"],
         policies=tuple(raw["policies"]),
         workloads=tuple(_workload(w) for w in raw["workloads"]),
         programs={model: tuple(Step(*s) for s in steps) for model, steps in raw["programs"].items()},

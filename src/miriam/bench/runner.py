@@ -87,7 +87,7 @@ def run(
     kernels
         Which kernels the zoo's networks are made of: ``tuned``, or ``naive`` (:func:`miriam.zoo.load`).
     verify
-        Have a GPU compare every output with that of the same inputs alone.
+        Have a GPU compare every output with that of the unmodified kernels.
     stock
         On a GPU, measure in every turn what the normal models do alone in plain PyTorch.
     jobs
@@ -158,6 +158,7 @@ def run(
         seed=seed,
         critical_load=critical_load,
         repeats=repeats,
+        kernels=kernels,
         policies=names,
         workloads=chosen,
         programs={model: steps for o in outcomes for model, steps in o.programs.items()},
@@ -308,7 +309,7 @@ def _check_device(name: str) -> dict[str, str]:
 
 
 def _policies(names: str | Iterable[str] | None, model: bool) -> tuple[str, ...]:
-    from miriam.policy import NAMES
+    from miriam.policy import NAMES, check
 
     if names is None:
         return tuple(NAMES)
@@ -317,8 +318,7 @@ def _policies(names: str | Iterable[str] | None, model: bool) -> tuple[str, ...]
         raise PolicyError(f"no policy was named: choose from {', '.join(NAMES)}")
     for name in chosen:
         if outside.regime(name) is None:
-            if name.partition(":")[0] not in NAMES:
-                raise PolicyError(f"there is no policy {name!r}: choose from {', '.join(NAMES)}")
+            check(name)
         elif model:
             raise PolicyError(f"the policy {name!r} is one of the driver of a GPU: leave it out on a simulated device")
     return chosen

@@ -126,7 +126,7 @@ def _legend(results: Results, rows: Sequence[Summary], columns: Sequence[_Column
         yield "> more than 1 % of the requests did not finish in the run: p99 is longer."
     compared = [task for point in results.points for task in point.tasks if task.checked is not None]
     if compared:
-        wrong = sum(task.wrong or 0 for task in compared)
-        yield f"Outputs compared: {sum(task.checked or 0 for task in compared):,}, wrong: {wrong:,}."
+        count, wrong = (sum(getattr(task, name) for task in compared) for name in ("checked", "wrong"))
+        yield f"Inferences whose outputs were compared: {count:,}, wrong words: {wrong:,}."
     for note in results.notes:
         yield f"Note: {note}"

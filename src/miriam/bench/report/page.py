@@ -22,7 +22,7 @@ from miriam.errors import WorkloadError
 __all__ = ["render", "write"]
 
 _STYLES = ("sequential", "multistream", "priority", "barrier", "miriam")
-_SPARE_STYLES = 3
+_SPARE_STYLES = 5
 
 
 def write(results: Results, out: Path | str) -> Path:
