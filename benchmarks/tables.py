@@ -8,8 +8,8 @@ A table stands between two comments, of which the first names its record::
     <!-- end -->
 
 ``--check`` changes nothing and fails if a table is not the one that its record gives. The records named
-``mdtb-*`` are the ``results.json`` of ``miriam bench mdtb --out FOLDER`` without their timelines:
-``python benchmarks/tables.py --keep FOLDER/results.json mdtb-NAME`` makes one.
+``mdtb-*``, ``disb-*`` and ``pair-*`` are the ``results.json`` of ``miriam bench`` with ``--out FOLDER`` without
+their timelines: ``python benchmarks/tables.py --keep FOLDER/results.json mdtb-NAME`` makes one.
 """
 
 from __future__ import annotations
@@ -19,11 +19,14 @@ import json
 import re
 import statistics
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from miriam.bench.results import Results
+from miriam.bench.suites import SUITES
+from miriam.bench.summary import Spread, Summary, summaries
 
 ROOT = Path(__file__).parent.parent
 RECORDS = ROOT / "benchmarks" / "records"
@@ -35,43 +38,69 @@ PLACE = re.compile(r"(<!-- table (?P<record>\S+) -->\n).*?(<!-- end -->\n)", re.
 def mdtb(results: Results) -> str:
     """Policies by workload, with what a reader has to know about them."""
     rows = [
-        "| workload | policy | critical p50 | critical p99 | slowdown p99 | requests/s, all | against `sequential` |",
-        "|---|---|--:|--:|--:|--:|--:|",
+        (w, row) for w in results.workloads for row in summaries(results, w) if not (row.alone and results.simulated)
     ]
-    for workload in results.workloads:
-        title = f"**{workload.name}**: {workload.title}"
-        for policy in results.policies:
-            point = results.point(workload.name, policy)
-            if point is None:
-                continue
-            task = point.critical
-            latency = None if task is None else task.response
-            slower = None if task is None else task.slowdown
-            ratio = point.overall_vs_sequential
-            cells = (
-                title,
-                f"`{policy}`",
-                "-" if latency is None else f"{latency.p50_us:,.0f} us",
-                "-" if latency is None else f"{latency.p99_us:,.0f} us",
-                "-" if slower is None else f"{slower.p99:.2f}",
-                f"{point.overall_per_s:,.0f}",
-                "-" if ratio is None else f"{ratio:.2f}",
-            )
-            rows.append(f"| {' | '.join(cells)} |")
-            title = ""
-    load = "" if results.critical_load is None else f" --critical-load {results.critical_load:g}"
+    columns = [
+        (head, cell)
+        for head, cell, measured in COLUMNS
+        if not (measured and results.simulated) and any(cell(row) != "-" for _, row in rows)
+    ]
+    lines = [
+        f"| workload | {' | '.join(head for head, _ in columns)} |",
+        "|---|---" + "|--:" * (len(columns) - 1) + "|",
+    ]
+    before = None
+    for workload, row in rows:
+        title = "" if workload is before else f"**{workload.name}**: {workload.title}"
+        before = workload
+        lines.append(f"| {title} | {' | '.join(cell(row) for _, cell in columns)} |")
+    options = "" if results.critical_load is None else f" --critical-load {results.critical_load:g}"
+    if not results.simulated:
+        options += f" --repeats {results.repeats} --policy {','.join(results.policies)}"
     command = (
-        f"miriam bench mdtb --workload {','.join(w.name for w in results.workloads)} --device {results.device} "
-        f"--duration {results.duration_s:g} --seed {results.seed}{load}"
+        f"miriam bench {results.suite} --workload {','.join(w.name for w in results.workloads)} "
+        f"--device {results.device} --duration {results.duration_s:g} --seed {results.seed}{options}"
     )
     notes = "".join(f" {note[0].upper()}{note[1:]}." for note in results.notes)
+    kind = "Simulated" if results.simulated else f"Measured on one {results.made.machine.get('gpu', 'GPU')}"
+    turns = f" Medians of {results.repeats} turns, in brackets the least and the most." if results.repeats > 1 else ""
     return (
-        "\n".join(rows)
-        + f"\n\nSimulated. From `{command}` ({results.made.date[:10]}, Miriam {results.made.versions['miriam']})."
+        "\n".join(lines)
+        + f"\n\n{kind}. From `{command}` ({results.made.date[:10]}, Miriam {results.made.versions['miriam']})."
         + " Latency is response time, from arrival to finish; slowdown is against the network alone in the same run."
+        + turns
         + notes
         + "\n"
     )
+
+
+def _time(value_us: float | None) -> str:
+    return "-" if value_us is None else f"{value_us:,.0f} us"
+
+
+def _ratio(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _spread(spread: Spread | None, text: Callable[[float], str]) -> str:
+    if spread is None:
+        return "-"
+    between = "" if spread.low == spread.high else f" ({text(spread.low)} to {text(spread.high)})"
+    return text(spread.median) + between
+
+
+COLUMNS: tuple[tuple[str, Callable[[Summary], str], bool], ...] = (
+    ("policy", lambda row: row.label if row.alone else f"`{row.label}`", False),
+    ("critical p50", lambda row: _time(row.p50_us), False),
+    ("critical p99", lambda row: _time(row.p99_us), False),
+    ("slowdown p99", lambda row: _spread(row.slowdown, _ratio), False),
+    ("normal requests/s", lambda row: _spread(row.normal_per_s, "{:,.0f}".format), True),
+    ("of stock", lambda row: _ratio(row.normal_vs_stock), True),
+    ("of free", lambda row: _ratio(row.normal_vs_free), True),
+    ("requests/s, all", lambda row: f"{row.overall_per_s:,.0f}", False),
+    ("against `sequential`", lambda row: _ratio(row.overall_vs_sequential), False),
+)
+"""Head, cell of a row, and whether a column is for measured results only; one with nothing in it is left out."""
 
 
 def glance() -> str:
@@ -220,7 +249,7 @@ def table(name: str) -> str:
     if name == "glance":
         return glance()
     path = RECORDS / f"{'interruptions' if name == 'leaving' else name}.json"
-    if name.startswith("mdtb-"):
+    if name.partition("-")[0] in SUITES:
         return mdtb(Results.load(path))
     record = json.loads(path.read_text("utf-8"))
     makers = {

@@ -2,8 +2,10 @@
 
 import json
 import re
+import runpy
 from collections.abc import Iterable
 from io import StringIO
+from pathlib import Path
 
 import jsonschema
 import pytest
@@ -48,6 +50,14 @@ def test_normal_tasks_carry_what_plain_pytorch_does_in_their_turn(monkeypatch: p
     assert re.search(r"of +of\b", text)
     assert "plain PyTorch alone" in text
     assert "Of stock" in render(found)
+    table = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "tables.py"))["mdtb"](found)
+    rows = [line.split("|") for line in table.splitlines() if line.startswith("|")]
+    assert [cell.strip() for cell in rows[0][2:-1]] == [
+        "policy", "critical p50", "critical p99", "slowdown p99", "normal requests/s", "of stock", "of free",
+        "requests/s, all",
+    ]  # fmt: skip
+    assert [row[2].strip() for row in rows[2:]] == ["alone", "`multistream`"]
+    assert "--repeats 2 --policy multistream" in table
 
 
 def test_where_plain_pytorch_cannot_be_measured() -> None:
