@@ -180,8 +180,9 @@ def test_in_a_partition_a_pass_that_stopped_is_followed_by_another(cu: FakeDrive
     on.close()
 
 
-def test_lanes_with_partitions_have_sms_of_their_own(cu: FakeDriver) -> None:
-    lanes = (Lane("critical", 1, sms=64), Lane("normal", sms=64))
+@pytest.mark.parametrize("sms", [64, 68])  # 132 are 16 groups of 8, and 4
+def test_lanes_with_partitions_have_sms_of_their_own(cu: FakeDriver, sms: int) -> None:
+    lanes = (Lane("critical", 1, sms=64), Lane("normal", sms=sms))
     assert serve(device(), Whole(lanes=lanes))["fast"] >= 9
     assert cu.names().count("cuGreenCtxCreate") == 2
     assert cu.leaks() == []

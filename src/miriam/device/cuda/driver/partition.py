@@ -63,6 +63,9 @@ def split(gpu: Gpu, counts: Sequence[int]) -> list[Partition]:
     whole = check("cuDeviceGetDevResource", gpu.device, constant("CUdevResourceType", "CU_DEV_RESOURCE_TYPE_SM"))
     (least, *_), _, _ = check("cuDevSmResourceSplitByCount", 1, whole, 0, 1)
     unit = int(least.sm.smCount)
+    uneven = [i for i, count in enumerate(counts) if count % unit]
+    if len(counts) > 1 and len(uneven) == 1 and sum(counts) == sms:
+        return _with_the_rest(gpu, whole, counts, uneven[0])
     rounded = [-(-count // unit) * unit for count in counts] if len(counts) > 1 else list(counts)
     for size in dict.fromkeys((gcd(*rounded), unit)):
         shares = [-(-count // size) for count in rounded]
@@ -74,6 +77,18 @@ def split(gpu: Gpu, counts: Sequence[int]) -> list[Partition]:
         f"{gpu.name} cannot be split into {' + '.join(map(str, counts))} SMs: "
         f"it gives {most} groups of {unit} SMs, and a partition has whole groups"
     )
+
+
+def _with_the_rest(gpu: Gpu, whole: Any, counts: Sequence[int], last: int) -> list[Partition]:
+    """All SMs, where the groups that can be split off leave a few: number ``last`` gets those, too."""
+    others = [*counts[:last], *counts[last + 1 :]]
+    size = gcd(*others)
+    shares = [count // size for count in others]
+    groups, found, rest = check("cuDevSmResourceSplitByCount", sum(shares), whole, 0, size)
+    if int(found) < sum(shares):
+        raise DeviceError(f"{gpu.name} cannot be split into {' + '.join(map(str, counts))} SMs")
+    made = _partitions(gpu, [*groups[: sum(shares)], rest], [*shares, 1])
+    return [*made[:last], made[-1], *made[last:-1]]
 
 
 def _groups(whole: Any, count: int, size: int) -> tuple[list[Any], int]:
