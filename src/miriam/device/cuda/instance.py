@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import ctypes
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
-from miriam.device.cuda.driver import Function, Gpu, Graph, Module, Stream
+from miriam.device.cuda.bound import Bound, embed, launchable
+from miriam.device.cuda.dlpack import CPU, CUDA, View, viewed
+from miriam.device.cuda.driver import Function, Gpu, Graph, Module, Stream, check
 from miriam.errors import DeviceError
 from miriam.program import Kernel, Pointer, Program, Source, Tensor
 
@@ -46,15 +49,22 @@ class Instance:
         Loaded kernels, to be shared among instances; by default loaded here and owned.
     partial
         Accept opaque launches; they are left out when the program runs.
+    bound
+        Where the program is there already: its memory is used as it is, and launches run from its graph.
 
     Raises
     ------
     DeviceError
-        A launch is opaque, or the driver refuses the code or the memory.
+        A launch is opaque, the driver refuses the code or the memory, or ``bound`` is of another program.
     """
 
-    def __init__(self, gpu: Gpu, program: Program, code: Code | None = None, *, partial: bool = False) -> None:
-        if not program.runnable and not partial:
+    def __init__(
+        self, gpu: Gpu, program: Program, code: Code | None = None, *, partial: bool = False,
+        bound: Bound | None = None,
+    ) -> None:  # fmt: skip
+        if bound is not None and bound.program != program:
+            raise DeviceError(f"{program.name} is not the program of what it is bound to, {bound.program.name}")
+        if not program.runnable and not partial and bound is None:
             names = sorted({k.name for k in program.kernels if k.opaque and k.ptx is None})
             raise DeviceError(
                 f"{program.name} cannot run from its file: the code of {', '.join(names)} is not in it; "
@@ -64,12 +74,15 @@ class Instance:
         self._gpu = gpu
         self._code = code or Code(program)
         self._owned = code is None
-        self._memory: list[int] = []
+        self._bound = bound
+        self._memory: list[int] = [] if bound is None else list(bound.addresses)
+        self._parts: dict[tuple[int, int], Graph] = {}
+        self._stream: Stream | None = None
         try:
-            for buffer in program.buffers:
+            for buffer in program.buffers if bound is None else ():
                 self._memory.append(gpu.allocate(buffer.size_bytes))
             for address, buffer in zip(self._memory, program.buffers, strict=True):
-                if buffer.data is not None:
+                if buffer.data is not None and bound is None:
                     gpu.write(address, buffer.data)
             self._functions = {
                 i: self._code.function(kernel) for i, kernel in enumerate(program.kernels) if kernel.ptx is not None
@@ -82,9 +95,53 @@ class Instance:
         """Device address of a place in a buffer."""
         return self._memory[at.buffer] + at.offset_bytes
 
-    def write(self, tensor: Tensor, data: bytes) -> None:
-        """Set an input: all bytes from its first element to its last."""
-        self._gpu.write(self.address(tensor.at), data)
+    def tensor(self, tensor: Tensor) -> View:
+        """Give an input or output where it lies: ``torch.from_dlpack`` and its like wrap it without a copy.
+
+        It is valid until :meth:`close`; whoever reads or writes it keeps clear of runs of the program.
+        """
+        return View(self.address(tensor.at), tensor.dtype, tensor.shape, tensor.strides, (CUDA, self._gpu.ordinal))
+
+    def write(self, tensor: Tensor, data: object, stream: Stream | None = None) -> None:
+        """Set an input.
+
+        Parameters
+        ----------
+        data
+            All bytes from the first element to the last, or a tensor of any library, on the GPU or the
+            host, with ``__dlpack__`` or ``__cuda_array_interface__``.
+        stream
+            Where a tensor on the GPU is copied; it must stay until that is done. By default the copy is
+            waited for.
+
+        Raises
+        ------
+        DeviceError
+            ``data`` is neither, lies on another GPU, or its dtype, shape or strides are not those of the input.
+        """
+        if isinstance(data, bytes | bytearray | memoryview):
+            self._gpu.write(self.address(tensor.at), bytes(data))
+            return
+        if self._stream is None:
+            self._stream = Stream()
+        on = stream or self._stream
+        given, held, pending = viewed(data, int(on.handle), self._gpu.ordinal)
+        if not given.alike(self.tensor(tensor)):
+            raise DeviceError(
+                f"{tensor.name} of {self.program.name} is {self.tensor(tensor)}, what was given is {given}: "
+                "make it alike, with .to() and .contiguous(), or copy it into tensor(...)"
+            )
+        if given.device[0] == CPU:
+            self._gpu.write(self.address(tensor.at), ctypes.string_at(given.address, tensor.span_bytes))
+            return
+        if given.device[1] != self._gpu.ordinal:
+            raise DeviceError(f"{tensor.name} was given on GPU {given.device[1]}, not {self._gpu.ordinal}: move it")
+        if pending is not None:
+            check("cuStreamSynchronize", pending)
+        on.copy(self.address(tensor.at), given.address, tensor.span_bytes)
+        if stream is None:
+            on.synchronize()
+        del held
 
     def read(self, tensor: Tensor, size_bytes: int) -> bytes:
         """Bytes of an output, from its first element on."""
@@ -94,8 +151,11 @@ class Instance:
         """Put small random numbers into everything that the program brings no contents for.
 
         Speed and power depend on the data: zeros run faster than a network's numbers. Floating point
-        numbers are fp16; inputs of whole numbers, which may be places in a table, get 0 to 99.
+        numbers are fp16; inputs of whole numbers, which may be places in a table, get 0 to 99. What is
+        bound keeps its contents.
         """
+        if self._bound is not None:
+            return
         for i, buffer in enumerate(self.program.buffers):
             if buffer.data is None:
                 self._scatter(Pointer(i), buffer.size_bytes, np.dtype(np.float16), seed)
@@ -117,9 +177,9 @@ class Instance:
             self._gpu.write(self.address(at) + offset, numbers[: size_bytes - offset])
 
     def runnable(self, launch: int) -> bool:
-        """Whether launch number ``launch`` can run from what the program carries."""
+        """Whether launch number ``launch`` can run: from what the program carries, or because it is bound."""
         kernel = self.program.kernel_of(launch)
-        return kernel.ptx is not None or kernel.source in (Source.COPY, Source.FILL)
+        return self._bound is not None or kernel.ptx is not None or kernel.source in (Source.COPY, Source.FILL)
 
     def every(self) -> list[int]:
         """All launches that can run, in order."""
@@ -127,7 +187,16 @@ class Instance:
 
     def enqueue(self, stream: Stream, launches: Iterable[int] | None = None) -> None:
         """Enqueue launches in order; all that can run by default."""
-        for i in self.every() if launches is None else launches:
+        wanted = self.every() if launches is None else launches
+        if self._bound is not None:
+            for part in _runs(wanted):
+                if embed(stream, self._bound, *part):
+                    continue
+                if part not in self._parts:
+                    self._parts[part] = launchable(self._bound, *part)
+                self._parts[part].launch(stream)
+            return
+        for i in wanted:
             self._enqueue(stream, i)
 
     def _enqueue(self, stream: Stream, index: int) -> None:
@@ -158,8 +227,25 @@ class Instance:
 
     def close(self) -> None:
         """Give the memory back, and the code if it was loaded here."""
-        for address in self._memory:
+        for part in self._parts.values():
+            part.close()
+        if self._stream is not None:
+            self._stream.close()
+        for address in self._memory if self._bound is None else ():
             self._gpu.free(address)
-        self._memory = []
+        self._memory, self._parts, self._stream = [], {}, None
         if self._owned:
             self._code.close()
+
+
+def _runs(launches: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """First and one past the last of launches that follow one another."""
+    first = last = -1
+    for i in launches:
+        if i != last:
+            if last > first:
+                yield first, last
+            first = i
+        last = i + 1
+    if last > first:
+        yield first, last

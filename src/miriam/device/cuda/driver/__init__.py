@@ -12,7 +12,7 @@ from miriam.device.cuda.driver.gpu import Gpu
 from miriam.device.cuda.driver.graph import Graph
 from miriam.device.cuda.driver.memory import HostMemory
 from miriam.device.cuda.driver.module import Function, Module, Prepared, function_facts
-from miriam.device.cuda.driver.nodes import GraphNode, graph_nodes
+from miriam.device.cuda.driver.nodes import GraphNode, graph_nodes, node_handles
 from miriam.device.cuda.driver.partition import Partition
 from miriam.device.cuda.driver.stream import Stream
 
@@ -31,6 +31,7 @@ __all__ = [
     "check",
     "function_facts",
     "graph_nodes",
+    "node_handles",
     "profiled",
     "unavailable",
 ]

@@ -11,7 +11,7 @@ from typing import Any
 from miriam.device.cuda.driver.calls import bindings, check
 from miriam.device.cuda.driver.module import parameters
 
-__all__ = ["GraphNode", "graph_nodes"]
+__all__ = ["GraphNode", "graph_nodes", "node_handles"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,12 @@ class GraphNode:
 def graph_nodes(graph: int) -> list[GraphNode]:
     """The nodes of a captured graph (a CUgraph as a number) in an order that respects its edges."""
     cu = bindings()
+    return [_node(cu, node) for node in node_handles(graph)]
+
+
+def node_handles(graph: int) -> list[Any]:
+    """The driver's handles of these nodes, in the same order."""
+    cu = bindings()
     handle = cu.CUgraph(init_value=graph)
     _, count = check("cuGraphGetNodes", handle, 0)
     nodes, _ = check("cuGraphGetNodes", handle, count) if count else ([], 0)
@@ -56,7 +62,7 @@ def graph_nodes(graph: int) -> list[GraphNode]:
             before[int(later)].add(int(earlier))
     order = TopologicalSorter(before).static_order()
     by_handle = {int(node): node for node in nodes}
-    return [_node(cu, by_handle[handle]) for handle in order]
+    return [by_handle[handle] for handle in order]
 
 
 def _node(cu: ModuleType, node: Any) -> GraphNode:
