@@ -14,7 +14,8 @@ from __future__ import annotations
 import functools
 import math
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from random import Random
 
@@ -24,6 +25,7 @@ from ptx_races import Races
 
 from miriam import Pointer, Program
 from miriam.elastic.gate import CLAIMED, CLAIMED_THREADS, EXCLUSIVE, EXCLUSIVE_THREADS, GATES
+from miriam.elastic.resident import GATE, LOOK, RESIDENT, SET_CONDITIONAL, STEP, THREADS
 from miriam.elastic.rewrite import Form, Rewritten, rewrite
 from miriam.elastic.state import (
     ALL,
@@ -35,8 +37,8 @@ from miriam.elastic.state import (
     MAX_LAUNCHES,
     NONE,
     SLOT_BYTES,
-    TAKEN_BYTES,
     SMS,
+    TAKEN_BYTES,
     WANTED_AT,
     Argument,
     Counter,
@@ -46,7 +48,15 @@ from miriam.elastic.state import (
     shares,
 )
 
-__all__ = ["Elastic", "ElasticLane", "Patch", "Step", "run_original", "steps_of"]
+__all__ = ["CONDITIONAL", "Elastic", "ElasticLane", "Patch", "Step", "run_original", "steps_of"]
+
+CONDITIONAL = RESIDENT.replace(
+    SET_CONDITIONAL,
+    """.func cudaGraphSetConditional(.param .b64 handle, .param .b32 value) {
+        .reg .b64 %at; .reg .b32 %v; ld.param.b64 %at, [handle]; ld.param.b32 %v, [value]; st.global.b32 [%at], %v; ret;
+    }""",
+)
+"""The module of resident inferences, where a handle is the address of a word."""
 
 Patch = Callable[[str], str]
 """What becomes of the text of the forms and of the gates: for tests of what their lines are good for."""
@@ -123,15 +133,21 @@ class Elastic:
         start = Inference(len(steps), table, self.counters, next=len(steps), epoch=epoch, wanted=wanted)
         self.inference = memory.alloc(start.pack(), name="inference")
         self.gates = Machine(patch(GATES), memory)
+        self.resident = Machine(patch(CONDITIONAL), memory)
         machines = {text: Machine(patch(text), memory) for text in dict.fromkeys(s.made.ptx for s in steps)}
         self.machines = [machines[s.made.ptx] for s in steps]
-        self._lanes: dict[int, ElasticLane] = {}
+        self.lanes: dict[int, ElasticLane] = {}
 
     def lane(self, workers: int = 64, order: Sequence[int] = range(SMS)) -> ElasticLane:
         """A lane for launches of at most so many workers, which keeps SMs in that order."""
         lane = ElasticLane(self, workers, order)
-        self._lanes[lane.address] = lane
+        self.lanes[lane.address] = lane
         return lane
+
+    def original(self, i: int) -> Launch:
+        """A launch as it is."""
+        step = self.steps[i]
+        return Machine(step.text, self.memory).launch(step.entry, step.grid, step.block, step.args, step.shared)
 
     def want(self, inferences: int) -> None:
         """Say how many inferences are to be begun in all."""
@@ -156,7 +172,9 @@ class Elastic:
         if progress.claimed:
             _, done, shares = self.counted[-1]
             return done == shares
-        last = self._lanes[progress.last].record
+        if not progress.last:
+            return False
+        last = self.lanes[progress.last].record
         return last.first != MAX_LAUNCHES and last.stop == NONE
 
     @property
@@ -174,14 +192,21 @@ class ElasticLane:
         self._slots = self._memory.alloc(workers * SLOT_BYTES, name="slots")
         self._tail: Launch | None = None
 
+    def shared(self, other: Elastic) -> ElasticLane:
+        """The same lane for another program; one of them at a time has passes in it."""
+        lane = copy(self)
+        lane._elastic = other
+        other.lanes[lane.address] = lane
+        return lane
+
     @property
     def record(self) -> Lane:
         return Lane.unpack(self._memory.read(self.address, LANE_BYTES))
 
     def writes(self, limit: int) -> Iterator[None]:
         """Set the limit, one copy a step: as a device does that fills memory."""
-        for copy in range(COPIES):
-            self._memory.write(self.address + COPY_BYTES * copy, limit.to_bytes(4, "little"))
+        for i in range(COPIES):
+            self._memory.write(self.address + COPY_BYTES * i, limit.to_bytes(4, "little"))
             yield
 
     def write(self, limit: int) -> None:
@@ -213,6 +238,47 @@ class ElasticLane:
             form = Form.LOOPED if workers is not None else forms[i] if forms else Form.DIRECT
             self._tail = scheduler.add(self._launch(i, form, workers or 0, slots), self._tail)
         return gate
+
+    def resident(
+        self,
+        scheduler: Scheduler,
+        workers: int | None = None,
+        *,
+        forms: Sequence[Form] | None = None,
+        slots: Sequence[int] = (0, 1, 2),
+        looked: Collection[int] = (),
+    ) -> Iterator[None]:
+        """Do what the graph of a resident inference does: it goes on between turns until the inference is complete.
+
+        ``workers`` None: there is no narrow form. Launches that are ``looked`` at run as they are, or not at all.
+        """
+        elastic = self._elastic
+
+        def ended(launch: Launch) -> Iterator[None]:
+            self._tail = scheduler.add(launch, self._tail)
+            while not launch.done:
+                yield
+
+        def asked(name: str, *args: bytes) -> Launch:
+            return elastic.resident.launch(name, (1, 1, 1), (THREADS[name], 1, 1), list(args))
+
+        inference, lane = elastic.inference.to_bytes(8, "little"), self.address.to_bytes(8, "little")
+        handle = self._memory.alloc(4, name="handle")
+        told = handle.to_bytes(8, "little")
+        while True:
+            yield from ended(asked(GATE, inference, lane, told if workers is not None else bytes(8)))
+            narrow = self._memory.load(handle, 4) if workers is not None else 0
+            for i in range(len(elastic.steps)):
+                if i in looked:
+                    yield from ended(asked(LOOK, lane, i.to_bytes(4, "little"), told))
+                    if self._memory.load(handle, 4):
+                        yield from ended(elastic.original(i))
+                else:
+                    form = Form.LOOPED if narrow else forms[i] if forms else Form.DIRECT
+                    yield from ended(self._launch(i, form, workers or 0, slots))
+            yield from ended(asked(STEP, inference, lane, told))
+            if not self._memory.load(handle, 4):
+                return
 
     def _launch(self, i: int, form: Form, workers: int, slots: Sequence[int]) -> Launch:
         elastic, step = self._elastic, self._elastic.steps[i]

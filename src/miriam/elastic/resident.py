@@ -15,9 +15,9 @@ Entries, with their parameters (``u64`` unless said); each is one block of ``THR
     exclusive one under ``ALL``, a claimed one under any other limit above 0. ``choice`` is the handle
     of the switch; 0: there are exclusive passes alone, and any limit but ``ALL`` makes it wait.
 ``miriam_step(inference, lane, loop)``
-    Behind a pass in ``lane``, whichever gate began it: writes down which launch is the next one, after
-    which no gate needs the lane's words or the counters, so that other programs may use the lane.
-    Sets the handle ``loop`` (0: none) to whether the inference is incomplete.
+    Behind a pass in ``lane``, whichever gate began it: writes down which launch is the next one. From then
+    on no gate needs the lane's words, so other programs may have passes in the lane. Sets the handle
+    ``loop`` (0: none) to whether the inference is incomplete.
 ``miriam_look(lane, index u32, handle)``
     In the place of the first worker of a launch that only runs whole, in an exclusive pass: sets the
     handle to whether the pass is to run it. A limit that is not the width stops the pass here.
@@ -165,7 +165,6 @@ $exclusive:
 	setp.ne.u64 %p, %last, %lane;
 {STOPPED}
 	st.relaxed.gpu.global.u32 [%inference], %next;
-	st.relaxed.gpu.global.u32 [%inference+8], 0;
 	st.global.u64 [%inference+40], 0;
 	ld.param.u64 %loop, [loop];
 	setp.eq.u64 %p, %loop, 0;
@@ -234,10 +233,10 @@ _TABLE = """	.reg .pred %p, %written;
 """
 
 # One warp adds %count everywhere, then brings the limits to what the limiters say: each thread its copy
-# of every other lane. Other streams may be about the same, and be late with what they read before; so
-# what was written is looked at again until it is right. Between two fences of this kind lie a change
-# and what is written for it, or what is written and the look behind it: of any two streams that write
-# one word, the later one has either seen the change of the other or will find it when it looks again.
+# of every other lane. Other streams may be at the same word, and late with what they have read; so each
+# looks again after it has written, until it finds what it wrote for. One fence lies between a change and
+# what is written for it, one between what is written and the look behind it: whoever writes a word last has
+# then either seen the last change or finds it when it looks again (``tests/limiter_model.py``).
 _LIMIT = f"""	mov.u32 %i, %me;
 $add:
 	setp.ge.u32 %p, %i, %lanes;
