@@ -205,3 +205,20 @@ def test_children_that_do_not_answer_are_ended(monkeypatch: pytest.MonkeyPatch) 
         with pytest.raises(DeviceError, match=r"process of one gave no answer for 0\.1 s"):
             children.answers(0.1)
     assert set(multiprocessing.active_children()) <= before
+
+
+def test_what_cannot_be_had_is_found_before_the_first_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(DeviceError, match="no nvidia-cuda-mps-control"):
+        run(STEADY, policies="multistream,mps:50", progress=lambda done, total, label: told.append(label))
+    with pytest.raises(PolicyError, match=r"S: .*partition"):
+        run(STEADY, policies="multistream,partition:99", progress=lambda done, total, label: told.append(label))
+    assert told == []
+
+
+def test_what_was_measured_stays_when_a_later_point_fails(tmp_path: Path) -> None:
+    with pytest.raises(DeviceError, match="died with exit code 7"):
+        run(STEADY, policies="multistream,timeslice", device=Deadly, out=tmp_path)
+    kept = Results.load(tmp_path / "results.json")
+    assert [p.label for p in kept.points] == ["quick alone", "big alone", "multistream"]

@@ -185,6 +185,22 @@ def test_normal_work_against_stock_and_what_is_left_of_the_time() -> None:
     assert relate([shared(600, 1000)])[0].normal_vs_free is None
 
 
+def test_of_equally_critical_tasks_the_one_that_suffers_most_counts() -> None:
+    names = ("first", "second", "above")
+    alone = [point("multistream", name, task(name, 1, 10, 100.0)) for name in names]
+    shared = point(
+        "miriam", None, task("first", 1, 10, 110.0), task("second", 1, 10, 150.0), task("above", 2, 10, 120.0),
+        task("n", 0, 30, 60.0),
+    )  # fmt: skip
+    assert relate([*alone, shared])[-1].critical_slowdown == pytest.approx(1.2)
+    assert relate([*alone[:2], shared])[-1].critical_slowdown is None
+    equal = replace(shared, tasks=(*shared.tasks[:2], shared.tasks[3]))
+    found = relate([*alone, equal])[-1]
+    assert found.critical_slowdown == pytest.approx(1.5)
+    assert [t.name for t in found.leading] == ["first", "second"]
+    assert relate([*alone, replace(shared, tasks=shared.tasks[3:])])[-1].critical_slowdown is None
+
+
 def test_without_what_to_compare_with_there_is_no_comparison() -> None:
     (only,) = relate([point("miriam", None, task("c", 1, 10, 110.0), task("n", 0, 30, 60.0))])
     assert (only.overall_vs_sequential, only.normal_vs_alone) == (None, None)

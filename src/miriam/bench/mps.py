@@ -15,7 +15,7 @@ from types import TracebackType
 
 from miriam.errors import DeviceError
 
-__all__ = ["Mps"]
+__all__ = ["Mps", "control_program"]
 
 _PROGRAM = "nvidia-cuda-mps-control"
 _PATIENCE_S = 20.0
@@ -123,6 +123,20 @@ class Mps:
                 )  # fmt: skip
         except (OSError, subprocess.SubprocessError) as error:
             raise DeviceError(str(error)) from error
+
+
+def control_program() -> str:
+    """Where the program is that starts and ends the daemon.
+
+    Raises
+    ------
+    DeviceError
+        It is not there.
+    """
+    program = shutil.which(_PROGRAM)
+    if program is None:
+        raise DeviceError(f"there is no {_PROGRAM}, which the policies mps need: it comes with the driver of NVIDIA")
+    return program
 
 
 def _runs(process: int) -> bool:

@@ -15,31 +15,30 @@ from miriam.bench.outside import regime, run_outside
 from miriam.bench.point import Job, Outcome, run_point
 from miriam.errors import MiriamError
 
-__all__ = ["Progress", "named", "one_after_another", "processors", "side_by_side"]
+__all__ = ["Progress", "named", "processors", "run_one", "side_by_side"]
 
 Progress = Callable[[int, int, str], None]
 """Called with (points done, points in all, label of the point that was done)."""
 
 
-def one_after_another(todo: Sequence[Job], progress: Progress) -> list[Outcome]:
-    """Outcomes in the order of ``todo``, in this process or, where the policy is one of the driver, outside."""
-    outcomes = []
-    with Mps() as mps:
-        for i, job in enumerate(todo):
-            with named(job.label):
-                if regime(job.policy) is None:
-                    mps.stop()
-                    outcomes.append(run_point(job))
-                else:
-                    outcomes.append(run_outside(job, mps))
-            progress(i + 1, len(todo), job.label)
-    return outcomes
+def run_one(job: Job, mps: Mps) -> Outcome:
+    """Run a point in this process or, where the policy is one of the driver, outside; errors carry its name."""
+    with named(job.label):
+        if regime(job.policy) is not None:
+            return run_outside(job, mps)
+        mps.stop()
+        return run_point(job)
 
 
 def side_by_side(todo: Sequence[Job], jobs: int, progress: Progress) -> list[Outcome]:
     """Outcomes in the order of ``todo``, from at most so many processes."""
     if min(jobs, len(todo)) == 1:
-        return one_after_another(todo, progress)
+        outcomes = []
+        for i, job in enumerate(todo):
+            with named(job.label):
+                outcomes.append(run_point(job))
+            progress(i + 1, len(todo), job.label)
+        return outcomes
     with _pool(min(jobs, len(todo))) as pool:
         pending: dict[Future[Outcome], int] = {pool.submit(run_point, job): i for i, job in enumerate(todo)}
         done: dict[int, Outcome] = {}

@@ -123,9 +123,21 @@ class Point:
 
     @property
     def critical(self) -> TaskMetrics | None:
-        """The most critical task of this run."""
+        """The most critical task of this run, of equal ones the first."""
         found = [t for t in self.tasks if t.critical]
         return max(found, key=lambda t: t.criticality, default=None)
+
+    @property
+    def leading(self) -> tuple[TaskMetrics, ...]:
+        """The tasks of the highest level above the normal one."""
+        top = self.critical
+        return () if top is None else tuple(t for t in self.tasks if t.criticality == top.criticality)
+
+    @property
+    def critical_slowdown(self) -> float | None:
+        """Slowdown of the p99 of :attr:`leading`, of several the largest; None where one of them has none."""
+        found = [t.slowdown.p99 if t.slowdown else None for t in self.leading]
+        return None if None in found else max((s for s in found if s is not None), default=None)
 
     @property
     def critical_per_s(self) -> float:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import metadata
@@ -15,21 +14,20 @@ from pathlib import Path
 from typing import Any
 
 from miriam.bench import outside
+from miriam.bench.asked import check_device, check_models, check_policies, make_folder, policy_names, times
+from miriam.bench.mps import Mps
 from miriam.bench.point import Job, Outcome, Sources, simulated
-from miriam.bench.pool import Progress, named, one_after_another, processors, side_by_side
+from miriam.bench.pool import Progress, named, processors, run_one, side_by_side
 from miriam.bench.results import ALONE, Made, Results, relate
-from miriam.bench.stock import check_device, stock_rates
-from miriam.bench.suites import Suite, select, suite
+from miriam.bench.stock import check_stock, stock_rates
+from miriam.bench.suites import select, suite
 from miriam.bench.workload import Workload, check_load
 from miriam.device.base import Device
-from miriam.errors import DeviceError, PolicyError, WorkloadError
+from miriam.errors import WorkloadError
 from miriam.profile import ProfileSource
 from miriam.program import Program
 
 __all__ = ["run", "run_mdtb"]
-
-_WARM_UP = 0.05
-_REAL_WARM_UP_S = 0.5  # until clocks, caches and the paths of the host have settled
 
 
 def run(
@@ -111,8 +109,8 @@ def run(
     among = suite(benchmark)
     chosen = select(workloads, among)
     model = simulated(device)
-    names = _policies(policies, model)
-    duration_s, warm_up_s, repeats = _times(duration_s, repeats, model)
+    names = policy_names(policies, model)
+    duration_s, warm_up_s, repeats = times(duration_s, repeats, model)
     if jobs is not None and (jobs < 1 or (jobs > 1 and not model)):
         raise WorkloadError(f"{jobs} jobs: " + ("at least one is needed" if jobs < 1 else "a GPU is measured by one"))
     if seed < 0:
@@ -124,46 +122,62 @@ def run(
     if verify and model:
         raise WorkloadError("outputs can be verified on a GPU only: a simulated device computes none")
     if stock:
-        check_device(device)
-    machine = _machine() if open_device is not None else _machine() | _check_device(device)
+        check_stock(device)
+    machine = _machine() if open_device is not None else _machine() | check_device(device)
     if programs is None:
-        _check_models(chosen, kernels)
+        check_models(chosen, kernels)
     sources = Sources.usual(programs, profiles, open_device, kernels=kernels, verify=verify)
     if out is not None:
-        _make(Path(out))
+        make_folder(Path(out))
     if critical_load is not None:
         chosen = tuple(_scaled(w, critical_load, device, sources) for w in chosen)
     chosen = tuple(replace(w, entries=tuple(e.settled() for e in w.entries)) for w in chosen)
+    if not model:
+        check_policies(names, chosen, device, sources)
     todo = [
         Job(workload, policy, alone, repeat, device, duration_s, warm_up_s, seed, repeat == 0, sources)
         for repeat in range(repeats)
         for workload in chosen
         for policy, alone in _order(workload, names)
     ]
+
+    def document(outcomes: Sequence[Outcome]) -> Results:
+        own = () if kernels == "tuned" else (f"{kernels} kernels in place of tuned ones",)
+        notes = (*among.notes, *own, *(note for o in outcomes for note in o.notes))
+        return Results(
+            made=Made(
+                date=datetime.now(UTC).isoformat(timespec="seconds"),
+                wall_s=round(time.monotonic() - began, 3),
+                machine=machine,
+                versions=_versions(),
+            ),
+            suite=among.name,
+            device=device,
+            simulated=model,
+            notes=tuple(dict.fromkeys(notes)),
+            duration_s=duration_s,
+            warm_up_s=warm_up_s,
+            seed=seed,
+            critical_load=critical_load,
+            repeats=1 + max(o.point.repeat for o in outcomes),
+            kernels=kernels,
+            policies=names,
+            workloads=chosen,
+            programs={model: steps for o in outcomes for model, steps in o.programs.items()},
+            points=relate(o.point for o in outcomes),
+        )
+
     progress = progress or (lambda done, total, label: None)
-    outcomes = side_by_side(todo, jobs or processors(), progress) if model else _measured(todo, progress, stock=stock)
-    results = Results(
-        made=Made(
-            date=datetime.now(UTC).isoformat(timespec="seconds"),
-            wall_s=round(time.monotonic() - began, 3),
-            machine=machine,
-            versions=_versions(),
-        ),
-        suite=among.name,
-        device=device,
-        simulated=model,
-        notes=_notes(among, kernels, outcomes),
-        duration_s=duration_s,
-        warm_up_s=warm_up_s,
-        seed=seed,
-        critical_load=critical_load,
-        repeats=repeats,
-        kernels=kernels,
-        policies=names,
-        workloads=chosen,
-        programs={model: steps for o in outcomes for model, steps in o.programs.items()},
-        points=relate(o.point for o in outcomes),
-    )
+    if model:
+        results = document(side_by_side(todo, jobs or processors(), progress))
+    else:
+        outcomes: list[Outcome] = []
+        for outcome in _measured(todo, stock=stock):
+            outcomes.append(outcome)
+            results = document(outcomes)
+            if out is not None:  # what was measured stays, whatever comes
+                results.save(Path(out) / "results.json")
+            progress(len(outcomes), len(todo), todo[len(outcomes) - 1].label)
     if out is not None:
         from miriam.bench.report import write
 
@@ -196,22 +210,17 @@ def _order(workload: Workload, policies: tuple[str, ...]) -> Iterator[tuple[str,
             yield from ((policy, None) for policy in own)
 
 
-def _measured(todo: list[Job], progress: Progress, *, stock: bool) -> list[Outcome]:
-    """Turn by turn, with what normal models do in plain PyTorch before each if ``stock``."""
-    outcomes: list[Outcome] = []
-    for _, turn in itertools.groupby(todo, lambda job: job.repeat):
-        jobs, done = list(turn), len(outcomes)
-        rates = _stock(jobs) if stock else {}
-
-        def told(i: int, _: int, label: str, done: int = done) -> None:
-            progress(done + i, len(todo), label)
-
-        found = one_after_another(jobs, told)
-        outcomes += [_with_stock(job, outcome, rates) for job, outcome in zip(jobs, found, strict=True)]
-    return outcomes
+def _measured(todo: Sequence[Job], *, stock: bool) -> Iterator[Outcome]:
+    """One point after another, in turns, with what normal models do in plain PyTorch before each turn if ``stock``."""
+    rates: dict[int, dict[str, float]] = {}
+    with Mps() as mps:
+        for job in todo:
+            if stock and job.repeat not in rates:
+                rates[job.repeat] = _stock(todo)
+            yield _with_stock(job, run_one(job, mps), rates.get(job.repeat, {}))
 
 
-def _stock(jobs: list[Job]) -> dict[str, float]:
+def _stock(jobs: Sequence[Job]) -> dict[str, float]:
     with named("plain PyTorch"):
         return stock_rates((e.model for job in jobs for e in job.workload.entries if not e.critical), jobs[0].device)
 
@@ -221,32 +230,6 @@ def _with_stock(job: Job, outcome: Outcome, rates: Mapping[str, float]) -> Outco
     models = {e.name: e.model for e in job.workload.entries if not e.critical}
     tasks = tuple(replace(t, stock_per_s=rates.get(models.get(t.name, ""))) for t in outcome.point.tasks)
     return replace(outcome, point=replace(outcome.point, tasks=tasks))
-
-
-def _times(duration_s: float | None, repeats: int | None, model: bool) -> tuple[float, float, int]:
-    """Length of every run, its warm-up, and the number of turns."""
-    if duration_s is None:
-        duration_s = 1.0 if model else 5.0
-    if not 0 < duration_s < float("inf"):
-        raise WorkloadError(f"a duration of {duration_s} s: a number above zero is needed")
-    warm_up_s = duration_s * _WARM_UP if model else max(duration_s * _WARM_UP, _REAL_WARM_UP_S)
-    if warm_up_s >= duration_s:
-        raise WorkloadError(
-            f"a duration of {duration_s} s: the first {_REAL_WARM_UP_S} s on a GPU do not count, take a few seconds"
-        )
-    if repeats is None:
-        repeats = 1 if model else 3
-    if repeats < 1:
-        raise WorkloadError(f"{repeats} repeats: at least one is needed")
-    return duration_s, warm_up_s, repeats
-
-
-def _notes(among: Suite, kernels: str, outcomes: list[Outcome]) -> tuple[str, ...]:
-    """What a reader has to know: of the benchmark, the kernels and the device."""
-    notes = list(among.notes)
-    if kernels != "tuned":
-        notes.append(f"{kernels} kernels in place of tuned ones")
-    return tuple(dict.fromkeys([*notes, *(note for o in outcomes for note in o.notes)]))
 
 
 def _scaled(workload: Workload, load: float, device: str, sources: Sources) -> Workload:
@@ -259,69 +242,6 @@ def _scaled(workload: Workload, load: float, device: str, sources: Sources) -> W
             return workload.scaled(load, sum(opened.launch_us(sources.programs(workload.rated.model))))
         finally:
             opened.close()
-
-
-def _make(folder: Path) -> None:
-    """Make the folder of the report, so that one that cannot be written is found before the work."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise WorkloadError(f"cannot write the report into {folder}: {error.strerror or error}") from error
-    if not os.access(folder, os.W_OK):
-        raise WorkloadError(f"cannot write the report into {folder}: it may not be written")
-
-
-def _check_models(workloads: tuple[Workload, ...], kernels: str) -> None:
-    """Say before the work which networks the zoo lacks, and how to get them."""
-    from miriam import zoo
-
-    if kernels not in zoo.KERNELS:
-        raise WorkloadError(f"there are no kernels {kernels!r}: choose from {', '.join(zoo.KERNELS)}")
-    there = zoo.names() if kernels == "tuned" else [n.replace("-naive-", "-") for n in zoo.names(kernels)]
-    lacking = sorted({e.model for w in workloads for e in w.entries} - set(there))
-    if lacking:
-        only = " ".join(dict.fromkeys(model.rpartition("-b")[0] for model in lacking))
-        way = (
-            f"compile them on a GPU with 'python benchmarks/make_zoo.py --out src/miriam/zoo/programs --only {only}', "
-            "and measure them for the simulator with benchmarks/profile_zoo.py"
-            if kernels == "tuned"
-            else "take the tuned ones"
-        )
-        raise WorkloadError(f"the zoo has no {kernels} kernels of {', '.join(lacking)}: {way}")
-
-
-def _check_device(name: str) -> dict[str, str]:
-    """Refuse a device that is not there; facts about one that is a GPU."""
-    if simulated(name):
-        from miriam.device.sim.spec import parse
-
-        parse(name)
-        return {}
-    from miriam.device import devices
-
-    base = name.partition("/")[0]
-    if not base.startswith("cuda:"):
-        raise DeviceError(f"the benchmark cannot run on device {name!r}: choose one of 'miriam devices'")
-    found = next((d for d in devices() if d.name == base), None)
-    if found is None or found.unusable:
-        raise DeviceError(f"{name} cannot be used: {found.unusable if found else 'see miriam devices'}")
-    return {"gpu": found.title}
-
-
-def _policies(names: str | Iterable[str] | None, model: bool) -> tuple[str, ...]:
-    from miriam.policy import NAMES, check
-
-    if names is None:
-        return tuple(NAMES)
-    chosen = tuple(dict.fromkeys(n.strip() for n in (names.split(",") if isinstance(names, str) else names)))
-    if not chosen:
-        raise PolicyError(f"no policy was named: choose from {', '.join(NAMES)}")
-    for name in chosen:
-        if outside.regime(name) is None:
-            check(name)
-        elif model:
-            raise PolicyError(f"the policy {name!r} is one of the driver of a GPU: leave it out on a simulated device")
-    return chosen
 
 
 def _machine() -> dict[str, str]:

@@ -9,13 +9,13 @@ from multiprocessing.connection import Connection
 from miriam.bench.children import Call, Children
 from miriam.errors import CompileError, WorkloadError
 
-__all__ = ["check_device", "stock_rates"]
+__all__ = ["check_stock", "stock_rates"]
 
 _SECONDS = 1.0
 _PATIENCE_S = 300.0  # to import torch, to load and to capture
 
 
-def check_device(device: str) -> None:
+def check_stock(device: str) -> None:
     """Raise :class:`WorkloadError` if plain PyTorch cannot be measured on a device of that name."""
     if not device.startswith("cuda:") or "/" in device:
         raise WorkloadError(f"plain PyTorch is measured on a whole GPU, such as cuda:0: leave out --stock on {device}")

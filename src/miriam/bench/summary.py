@@ -42,9 +42,9 @@ class Summary:
     points
         The runs of the critical task, one for each turn.
     p50_us, p99_us
-        Response time of the most critical task.
+        Response time of the most critical task, of equal ones the first.
     slowdown
-        Its p99 against alone.
+        Its p99 against alone; of several equally critical tasks that of the one that suffers most.
     few, behind
         Whether in some turn p99 is the largest of less than 100 latencies, or better than it looks.
     starved
@@ -118,10 +118,10 @@ def _summary(label: str, points: Sequence[Point], normal: Spread | None) -> Summ
         points=tuple(points),
         p50_us=statistics.median(r.p50_us for r in responses) if responses else None,
         p99_us=statistics.median(r.p99_us for r in responses) if responses else None,
-        slowdown=Spread.of(t.slowdown.p99 if t and t.slowdown else None for t in tasks),
+        slowdown=Spread.of(p.critical_slowdown for p in points),
         few=any(r.count < _FEW for r in responses),
-        behind=any(t.behind for t in tasks if t is not None and t.response is not None),
-        starved=any(t.arrived and t.response is None for t in tasks if t is not None),
+        behind=any(t.behind for p in points for t in p.leading if t.response is not None),
+        starved=any(t.arrived and t.response is None for p in points for t in p.leading),
         normal_per_s=normal,
         normal_vs_alone=median(lambda p: p.normal_vs_alone),
         normal_vs_stock=median(lambda p: p.normal_vs_stock),

@@ -118,6 +118,8 @@ def _legend(results: Results, rows: Sequence[Summary], columns: Sequence[_Column
     """What a reader has to know."""
     about = " ".join(c.about for c in columns if c.about)
     yield f"p50, p99: response time of the critical task. {about}".rstrip()
+    if any(sum(e.critical for e in w.entries) > 1 for w in results.workloads):
+        yield "Several critical tasks: the first; p99 vs alone: of those of its level the one that suffers most."
     if results.repeats > 1:
         yield f"Medians of {results.repeats} turns, in brackets the least and the most."
     if any(row.few for row in rows):
