@@ -1,0 +1,66 @@
+"""The benchmark on the device of a GPU, in front of a driver without a processor."""
+
+from functools import cache
+
+import pytest
+from fake_driver import FakeDriver
+from null_kernels import EFFECTS
+from support import Profiles, program
+
+from miriam.bench import Closed, Entry, Uniform, Workload, run_mdtb
+from miriam.bench import point as points
+from miriam.bench.report import render
+from miriam.program import Program
+from miriam.task import Criticality
+
+WORKLOAD = Workload(
+    "W", "one at a low fixed rate",
+    (Entry("fast", "fast", Criticality.CRITICAL, Uniform(50)), Entry("slow", "slow", Criticality.NORMAL, Closed(2))),
+)  # fmt: skip
+
+
+@cache
+def made(name: str) -> Program:
+    return program(name, ((64, 128),) if name == "fast" else ((300, 128), (64, 128)))
+
+
+def profiles() -> Profiles:
+    return Profiles(made("fast"), made("slow"))
+
+
+def name_sms(gpu: FakeDriver, seen: int) -> None:
+    """Two blocks on every SM."""
+    for block in range(gpu.launches[-1].grid[0]):
+        gpu.set_word(seen + 4 * block, block // 2)
+
+
+@pytest.fixture
+def cu(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
+    fake = FakeDriver()
+    fake.install(monkeypatch)
+    fake.effects.update(EFFECTS)
+    fake.effects["sms"] = name_sms
+    monkeypatch.setattr("miriam.device.cuda.elastic.find_ptxas", lambda: None)  # the driver assembles
+    points._codes.cache_clear()
+    return fake
+
+
+@pytest.mark.usefixtures("cu")
+@pytest.mark.parametrize("device", ["cuda:0", "cuda:0/16"])
+def test_turns_on_a_gpu(device: str) -> None:
+    found = run_mdtb(
+        [WORKLOAD], "multistream,priority,resident", device, 0.6, repeats=2, programs=made, profiles=profiles,
+        verify=True,
+    )  # fmt: skip
+    assert [p.label for p in found.points] == ["fast alone", "slow alone", "multistream", "priority", "resident"] * 2
+    for point in found.points:
+        assert all(t.throughput_per_s > 0 and t.response is not None for t in point.tasks)
+        assert point.busy is not None
+        assert point.occupancy is None
+        assert point.blocks
+    shared = found.point("W", "resident")
+    assert shared is not None
+    assert all(t.checked is not None and t.checked > 0 for t in shared.tasks)
+    assert ("green context" in " ".join(found.notes)) is (device == "cuda:0/16")
+    assert found.made.machine["gpu"]
+    assert "Measured on hardware" in render(found)
