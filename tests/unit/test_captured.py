@@ -264,3 +264,20 @@ def test_parameters_of_an_entry(ptx: str, pointers: list[bool]) -> None:
 def test_parameters_in_any_order(pointers: list[bool]) -> None:
     lines = [f"\t.param .u64 {'.ptr .global .align 1 ' if p else ''}k_param_{i}" for i, p in enumerate(pointers)]
     assert pointer_parameters(".visible .entry k(\n" + ",\n".join(lines) + "\n)\n{ ret; }") == pointers
+
+
+def test_a_live_graph_takes_what_cannot_be_read_as_opaque() -> None:
+    nodes = [
+        node(), node("stray", first=0x50), GraphNode("CU_GRAPH_NODE_TYPE_HOST"),
+        GraphNode("copy", name="memcpy", parameters=(raw(ARENA.address), raw(0x7F0000), raw(4))),
+    ]  # fmt: skip
+    with pytest.raises(CompileError, match="stray points to 0x50"):
+        build(nodes)
+    memory = Memory(REGIONS, None)
+    program = to_program("toy", "sm_90a", nodes, code, memory, {}, {}, {}, live=True)
+    assert [bool(program.kernel_of(i).opaque) for i in range(4)] == [False, True, True, True]
+    assert [step.grid for step in program.launches] == [(4, 2, 1), (4, 2, 1), (1, 1, 1), (1, 1, 1)]
+    stray = program.kernel_of(1)
+    assert (stray.name, stray.source, stray.registers, stray.shared_bytes) == ("stray", Source.LIBRARY, 40, 528)
+    assert "which lies in no memory that torch manages" in stray.opaque
+    assert memory.addresses == (X.address, ARENA.address)

@@ -53,6 +53,11 @@ class Memory:
         region = self._regions[i]
         return Pointer(self._index.setdefault(region, len(self._index)), address - region.address)
 
+    @property
+    def addresses(self) -> tuple[int, ...]:
+        """Where the buffers lie."""
+        return tuple(region.address for region in self._index)
+
     def buffers(self) -> tuple[Buffer, ...]:
         """The buffers that were pointed into; weights with their contents."""
 
@@ -73,6 +78,8 @@ def to_program(
     inputs: Mapping[str, tuple[int, str, tuple[int, ...], tuple[int, ...]]],
     outputs: Mapping[str, tuple[int, str, tuple[int, ...], tuple[int, ...]]],
     meta: Mapping[str, str],
+    *,
+    live: bool = False,
 ) -> Program:
     """Build a program from the nodes of a graph, in their order.
 
@@ -82,6 +89,8 @@ def to_program(
         What is known of a node's kernel; without PTX the kernel becomes opaque.
     inputs, outputs
         By name: address, dtype, shape, strides in elements.
+    live
+        The graph itself will run what has no code, so a node that cannot be read is opaque, and no error.
 
     Raises
     ------
@@ -89,12 +98,13 @@ def to_program(
         A pointer of a kernel whose code is known lies in no known memory, or the graph holds
         something that is neither a kernel nor a copy nor a fill.
     """
+    read = _live_step if live else _step
     kernels: dict[str, Kernel] = {}
     launches = []
     for node in nodes:
         if node.kind == "empty":
             continue
-        kernel, args = _step(node, code, memory)
+        kernel, args = read(node, code, memory)
         kernels.setdefault(kernel.digest, kernel)
         launches.append(Launch(list(kernels).index(kernel.digest), node.grid, args))
 
@@ -150,6 +160,20 @@ def _step(node: GraphNode, code: Callable[[GraphNode], Code], memory: Memory) ->
     return kernel, tuple(
         _argument(raw, pointer, node.name, memory) for raw, pointer in zip(node.parameters, pointers_at, strict=True)
     )
+
+
+def _live_step(
+    node: GraphNode, code: Callable[[GraphNode], Code], memory: Memory
+) -> tuple[Kernel, tuple[Argument, ...]]:
+    try:
+        return _step(node, code, memory)
+    except CompileError as error:
+        facts = code(node) if node.kind == "kernel" else Code(0, 0)
+        shared = facts.shared_bytes + node.shared_bytes
+        name = node.name or node.kind
+        return Kernel(
+            name, Source.LIBRARY, node.block, facts.registers, shared, node.shared_bytes, opaque=str(error)
+        ), ()  # fmt: skip
 
 
 def _argument(raw: bytes, pointer: bool, kernel: str, memory: Memory) -> Argument:

@@ -81,6 +81,7 @@ def measure(name: str, seconds: float = 5.0) -> Stock:
     if not seconds > 0:
         raise CompileError(f"{seconds} seconds are no time to measure in: give a number above zero")
     torch = need_torch()
+    from miriam.device.cuda.driver import Stream
     from miriam.zoo.models import MODELS
 
     label, _, batch = name.rpartition("-b")
@@ -96,7 +97,7 @@ def measure(name: str, seconds: float = 5.0) -> Stock:
         module, inputs = (x.to(memory_format=torch.channels_last) for x in (module, inputs))
     before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
     try:
-        graph, _ = captured_graph(module, [inputs])
+        graph, _ = captured_graph(module, [inputs], Stream())
     finally:
         torch.backends.cudnn.benchmark = before
     graph.instantiate()

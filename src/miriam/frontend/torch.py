@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import miriam
 from miriam.errors import CompileError
 from miriam.frontend import cache
-from miriam.frontend._graphs import captured_graph, need_torch, program_of
+from miriam.frontend._graphs import Captured, need_torch
 from miriam.program import Program
 from miriam.progress import Progress, silent
 
@@ -19,30 +19,6 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = ["Captured", "capture", "compile_factory"]
-
-
-class Captured:
-    """A compiled module, its CUDA graph, and the program that was read from the graph.
-
-    Attributes
-    ----------
-    program
-        The program, weights included.
-    inputs, outputs
-        The tensors that the graph reads and writes, in the program's order.
-    """
-
-    def __init__(self, program: Program, graph: Any, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor],
-                 keep: object) -> None:  # fmt: skip
-        self.program = program
-        self.inputs = tuple(inputs)
-        self.outputs = tuple(outputs)
-        self._graph = graph
-        self._keep = keep  # kernels go with the module compiled to them, weights with a module that is changed
-
-    def replay(self) -> None:
-        """Run the graph once on the current stream."""
-        self._graph.replay()
 
 
 def capture(
@@ -75,22 +51,22 @@ def capture(
         raise CompileError(f"{name} is in training mode: call .eval() on it")
     if any(not x.is_cuda for x in inputs):
         raise CompileError(f"an input of {name} is not on the GPU: move it with .cuda()")
+    from miriam.device.cuda.driver import Stream
     from miriam.frontend import _inductor
 
     try:
         with torch.no_grad(), _inductor.loaded_kernels() as loaded:
             compiled = _inductor.compile_module(module, tuple(inputs), progress)
             progress("capturing", 0, 1)
-            graph, outputs = captured_graph(compiled, inputs)
+            used = [tensor.detach() for tensor in module.state_dict(keep_vars=True).values()]
+            captured = Captured(name, compiled, inputs, Stream(), loaded, _inductor.versions(), weights=weights,
+                                live=False, keep=used)  # fmt: skip
     except CompileError:
         raise
     except Exception as error:
         raise CompileError(f"{name} cannot be compiled: {type(error).__name__}: {error}") from error
-    program = program_of(name, graph, inputs, outputs, loaded, weights=weights)
-    graph.instantiate()
     progress("capturing", 1, 1)
-    used = [tensor.detach() for tensor in module.state_dict(keep_vars=True).values()]
-    return Captured(program, graph, inputs, outputs, (compiled, used))
+    return captured
 
 
 def compile_factory(
