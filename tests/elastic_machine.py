@@ -25,6 +25,7 @@ from ptx_races import Races
 
 from miriam import Pointer, Program
 from miriam.elastic.gate import CLAIMED, CLAIMED_THREADS, EXCLUSIVE, EXCLUSIVE_THREADS, GATES
+from miriam.elastic.ptx import parse
 from miriam.elastic.resident import GATE, LOOK, RESIDENT, SET_CONDITIONAL, STEP, THREADS
 from miriam.elastic.rewrite import Form, Rewritten, rewrite
 from miriam.elastic.state import (
@@ -44,11 +45,13 @@ from miriam.elastic.state import (
     Counter,
     Inference,
     Lane,
+    Piece,
     ranks,
     shares,
 )
+from miriam.elastic.thin import thin
 
-__all__ = ["CONDITIONAL", "Elastic", "ElasticLane", "Patch", "Step", "run_original", "steps_of"]
+__all__ = ["CONDITIONAL", "Elastic", "ElasticLane", "Patch", "Step", "run_original", "run_shards", "steps_of"]
 
 CONDITIONAL = RESIDENT.replace(
     SET_CONDITIONAL,
@@ -85,6 +88,16 @@ class Step:
         """Its kernel's elastic forms, or the guarded one."""
         return _rewritten(self.text, (self.entry,), block=self.block)
 
+    @property
+    def sharded(self) -> Rewritten:
+        """Its kernel in the form that runs some blocks in a row."""
+        return _rewritten(self.text, (self.entry,), (Form.SHARD,), block=self.block)
+
+    @property
+    def thinner(self) -> Rewritten:
+        """That form for blocks of fewer threads."""
+        return _rewritten(thin(parse(self.text), self.entry, block=self.block), (self.entry,), (Form.SHARD,))
+
 
 def steps_of(program: Program, memory: Memory) -> tuple[list[Step], list[int]]:
     """The launches of a program whose buffers are put into ``memory``, and where these are."""
@@ -106,6 +119,24 @@ def run_original(memory: Memory, steps: Iterable[Step], seed: int = 0, bound: in
     for step in steps:
         launch = Machine(step.text, memory).launch(step.entry, step.grid, step.block, step.args, step.shared)
         Scheduler(Random(seed), launch).run(steps=bound)
+
+
+def run_shards(memory: Memory, steps: Iterable[Step], most: int, seed: int = 0, threads: int | None = None) -> None:
+    """Run the launches one after the other, each in shards of up to so many blocks, all at a time.
+
+    ``threads`` of a block, if not those that the kernel has.
+    """
+    random = Random(seed)
+    for step in steps:
+        made = step.sharded if threads is None else step.thinner
+        machine, scheduler, begin = Machine(made.ptx, memory), Scheduler(random), 0
+        block = step.block if threads is None else (threads, 1, 1)
+        while begin < step.blocks:
+            grid = min(random.randint(1, most), step.blocks - begin), 1, 1
+            args = [*step.args, Piece(begin, step.grid).pack()]
+            scheduler.add(machine.launch(Form.SHARD.of(step.entry), grid, block, args, step.shared))
+            begin += grid[0]
+        scheduler.run()
 
 
 class Elastic:

@@ -9,7 +9,7 @@ from random import Random
 import numpy as np
 import pytest
 from corpus import load
-from elastic_machine import Elastic, Step, run_original, steps_of
+from elastic_machine import Elastic, Step, run_original, run_shards, steps_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ptx_machine import Dim, Scheduler
@@ -22,19 +22,23 @@ from miriam.elastic.memory import COPY, FILL, MEMORY, MEMORY_THREADS
 from miriam.elastic.rewrite import Form
 from miriam.elastic.state import ALL
 
-Way = tuple[Form, int, int | None]  # a form, how many blocks a share has at most, workers of a looped one
+Way = tuple[Form, int, int | None]  # a form, how many blocks a share or a shard has at most, workers of a looped one
 WAYS: list[Way] = [
     (Form.DIRECT, 1, None),
     *((Form.STRIDED, each, None) for each in (2, 3, 7)),
     *((Form.LOOPED, each, workers) for each in (1, 2) for workers in (1, 3, 40)),
+    *((Form.SHARD, each, None) for each in (1, 4)),
 ]
-FEW: list[Way] = [(Form.DIRECT, 1, None), (Form.STRIDED, 2, None), (Form.LOOPED, 1, 2)]
+FEW: list[Way] = [(Form.DIRECT, 1, None), (Form.STRIDED, 2, None), (Form.LOOPED, 1, 2), (Form.SHARD, 2, None)]
 SEEDS = st.integers(0, 1 << 32)
 
 
 def run(memory: Memory, steps: Sequence[Step], way: Way, seed: int = 0, *, races: bool = False) -> None:
-    """One pass, which has to complete all."""
+    """One pass, which has to complete all; or shards."""
     form, each, workers = way
+    if form is Form.SHARD:
+        run_shards(memory, steps, each, seed)
+        return
     elastic = Elastic(memory, steps, [each] * len(steps), races=races)
     scheduler = Scheduler(Random(seed))
     elastic.lane().enqueue(scheduler, workers, forms=[form] * len(steps))
@@ -175,6 +179,27 @@ def test_kernels_by_hand(name: str, grid: Dim, block: Dim, way: Way, seed: int) 
     memory, step = by_hand(BODIES[name], grid, block)
     assert not step.made.refused
     run(memory, [step], way, seed, races=True)
+    assert memory.image()[: len(wanted)] == wanted
+
+
+ALONE = ["coordinates", "one dimension", "leaves at once", "leaves out of a loop", "a loop", "in place"]
+
+
+@settings(max_examples=60)
+@given(
+    st.sampled_from(ALONE),
+    st.sampled_from(GRIDS),
+    st.sampled_from([(96, 1, 1), (8, 5, 2), (70, 1, 1)]),
+    st.sampled_from([32, 64]),
+    st.integers(1, 4),
+    SEEDS,
+)
+def test_shards_of_thinner_blocks(name: str, grid: Dim, block: Dim, threads: int, most: int, seed: int) -> None:
+    memory, step = by_hand(BODIES[name], grid, block)
+    run_original(memory, [step], seed)
+    wanted = memory.image()
+    memory, step = by_hand(BODIES[name], grid, block)
+    run_shards(memory, [step], most, seed, threads)
     assert memory.image()[: len(wanted)] == wanted
 
 

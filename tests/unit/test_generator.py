@@ -17,7 +17,15 @@ import support
 
 import miriam
 from miriam.elastic import generator
-from miriam.elastic.generator import assembled, assembled_texts, elastic_kernel, forms_of, make_elastic, rewritten
+from miriam.elastic.generator import (
+    assembled,
+    assembled_texts,
+    elastic_kernel,
+    forms_of,
+    make_elastic,
+    rewritten,
+    shard_texts,
+)
 from miriam.elastic.ptx import parse
 from miriam.elastic.ptxas import Assembled, find_ptxas
 from miriam.elastic.rewrite import ELASTIC, Form, rewrite
@@ -143,6 +151,29 @@ def test_forms_of_another_version_are_made_anew(monkeypatch):
     assert old != [elastic_kernel(k) for k in (good, odd)]
     # What was refused then may be elastic now.
     assert elastic_kernel(replace(old[0], opaque="was not known")).opaque == ""
+
+
+def test_shards_are_made_of_what_may_be_cut_and_thinner_ones_of_threads_that_are_alone():
+    text = PTX.format(name="meets", index="%ctaid.x").replace("ret;", "bar.sync 0; ret;")
+    meets = replace(kernel("meets"), ptx=text, digest="")
+    given = program(kernel(), kernel("bad", "%smid"), LIBRARY, COPY, kernel(), meets)
+    made = shard_texts(given)
+    assert [*made] == [given.kernels[0].digest, meets.digest]
+    for digest, name in zip(made, ("good", "meets"), strict=True):
+        entry, text = made[digest]
+        assert [function.name for function in parse(text).entries] == [entry] == [Form.SHARD.of(name)]
+    thinner = shard_texts(given, thinner=True)
+    assert [*thinner] == [given.kernels[0].digest]
+    assert thinner[given.kernels[0].digest] != made[given.kernels[0].digest]
+    assert forms_of(elastic_kernel(given.kernels[0])) == ELASTIC  # the others are not made for it
+
+
+@needs_ptxas
+def test_shards_can_be_assembled():
+    given = program(kernel())
+    texts = [text for thinner in (False, True) for _, text in shard_texts(given, thinner=thinner).values()]
+    made = assembled_texts(texts, "sm_90")
+    assert [[*done.entries] for done in made.values()] == [[Form.SHARD.of("good")]] * 2
 
 
 def test_an_elastic_program_comes_back_from_its_file(tmp_path):

@@ -91,7 +91,7 @@ def go(
     seed: int = 0,
     last: int = ALL,
 ) -> None:
-    """One resident inference; limits, one copy at a time, each some turns behind the one before, ``last`` in the end."""
+    """One resident inference; limits, one copy at a time, some turns behind each other, ``last`` in the end."""
     scheduler = Scheduler(Random(seed))
     graph = lane.resident(scheduler, workers, forms=forms, slots=range(4), looked=looked)
     next(graph)

@@ -17,6 +17,7 @@ from miriam.elastic.state import (
     ALL,
     ARGUMENT_ALIGN,
     ARGUMENT_BYTES,
+    BEGIN_AT,
     COPIES,
     COPY_BYTES,
     COUNTER_BYTES,
@@ -24,7 +25,7 @@ from miriam.elastic.state import (
     MAX_LAUNCHES,
 )
 
-__all__ = ["WAIT", "Entry", "direct", "guarded", "looped", "strided"]
+__all__ = ["WAIT", "Entry", "direct", "guarded", "looped", "shard", "strided"]
 
 WAIT = "griddepcontrol.wait"
 """With it a form waits by itself for the kernel in front of it (programmatic dependent launch).
@@ -314,6 +315,19 @@ $~end:
 {_ON}	@!%~p ret;
 {entry.drained()}{entry.meet() if entry.meets else ""}	bra $~next;
 {_RARE}}}"""
+    return entry.finish(name, code)
+
+
+def shard(entry: Entry, name: str) -> str:
+    """Some logical blocks in a row, a worker for each, which asks nobody."""
+    code = f"""	.reg .b32 %~block, %~a;
+{_COORDINATES}	mov.u32 %~block, %ctaid.x;
+	ld.param.u32 %~a, [~+{BEGIN_AT}];
+	add.u32 %~block, %~block, %~a;
+{entry.coordinates()}{{{entry.looping()}}}
+$~end:
+	ret;
+}}"""
     return entry.finish(name, code)
 
 

@@ -19,14 +19,24 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from miriam.elastic import cache
-from miriam.elastic.ptx import Module
+from miriam.elastic.ptx import Module, parse
 from miriam.elastic.ptxas import Assembled, Needs, assemble, find_ptxas, ptxas_version
 from miriam.elastic.rewrite import ELASTIC, Form, Rewritten, rewrite
+from miriam.elastic.thin import thin
 from miriam.errors import ProgramError, PtxError
 from miriam.program import Kernel, Program
 from miriam.progress import Progress, silent
 
-__all__ = ["VERSION", "assembled", "assembled_texts", "elastic_kernel", "forms_of", "make_elastic", "rewritten"]
+__all__ = [
+    "VERSION",
+    "assembled",
+    "assembled_texts",
+    "elastic_kernel",
+    "forms_of",
+    "make_elastic",
+    "rewritten",
+    "shard_texts",
+]
 
 
 def _version() -> str:
@@ -50,6 +60,7 @@ def _header() -> str:
 def rewritten(
     ptx: str | Module,
     entries: Iterable[str] | None = None,
+    wanted: Iterable[Form] = ELASTIC,
     *,
     block: tuple[int, int, int] | None = None,
     axes: str = "xyz",
@@ -67,12 +78,12 @@ def rewritten(
     """
     if str(ptx).startswith(_MADE_BY):
         raise ProgramError("this module holds elastic forms already: give the one that they were made from")
-    wanted = None if entries is None else list(entries)
-    key = ("rewritten", VERSION, str(ptx), repr(wanted), repr(block), axes)
+    chosen, kinds = None if entries is None else list(entries), tuple(wanted)
+    key = ("rewritten", VERSION, str(ptx), repr(chosen), repr(kinds), repr(block), axes)
     if (data := cache.kept(*key)) is not None:
         said, text = _unpack(data)
         return Rewritten(text.decode(), said["refused"], {n: tuple(map(Form, f)) for n, f in said["forms"].items()})
-    made = rewrite(ptx, wanted, block=block, axes=axes)
+    made = rewrite(ptx, chosen, kinds, block=block, axes=axes)
     made = replace(made, ptx=_header() + made.ptx)
     cache.keep(_pack({"refused": made.refused, "forms": made.forms}, made.ptx.encode()), *key)
     return made
@@ -106,19 +117,58 @@ def make_elastic(program: Program, *, progress: Progress = silent) -> Program:
     Launches, buffers and digests stay, and so does what was measured. Copies and fills have no code
     here: whoever runs the program brings it.
     """
-    kernels = []
-    extents: dict[str, tuple[int, ...]] = {}  # equal kernels share their forms
+    kernels, axes = [], _axes(program)
+    for i, kernel in enumerate(program.kernels):
+        progress("rewriting", i, len(program.kernels))
+        kernels.append(elastic_kernel(kernel, axes.get(kernel.digest, "xyz")))
+    progress("rewriting", len(kernels), len(kernels))
+    return replace(program, kernels=tuple(kernels))
+
+
+def _axes(program: Program) -> dict[str, str]:
+    """By digest, for equal kernels share their forms, the axes along which grids extend."""
+    extents: dict[str, tuple[int, ...]] = {}
     for step in program.launches:
         digest = program.kernels[step.kernel].digest
         extents[digest] = tuple(map(max, extents.get(digest, (1, 1, 1)), step.grid))
-    for i, kernel in enumerate(program.kernels):
-        progress("rewriting", i, len(program.kernels))
-        axes = "".join(
-            a for a, n in zip("xyz", extents.get(kernel.digest, (2, 2, 2)), strict=True) if n > 1 or a == "x"
-        )
-        kernels.append(elastic_kernel(kernel, axes))
-    progress("rewriting", len(kernels), len(kernels))
-    return replace(program, kernels=tuple(kernels))
+    return {
+        digest: "".join(a for a, n in zip("xyz", most, strict=True) if n > 1 or a == "x")
+        for digest, most in extents.items()
+    }
+
+
+def shard_texts(program: Program, *, thinner: bool = False) -> dict[str, tuple[str, str]]:
+    """PTX of kernels in the form that runs some logical blocks in a row.
+
+    Its entry has the parameters of the original and a :class:`~miriam.elastic.state.Piece`; its grid has as
+    many blocks as it is to run, along x.
+
+    Parameters
+    ----------
+    thinner
+        For blocks of fewer threads: the launch decides how many, in one dimension, whole warps or as many as
+        the kernel has.
+
+    Returns
+    -------
+    dict
+        By digest of the kernel: the name of the entry, and the text. A kernel that may not be elastic, or
+        not thinner, is not there.
+    """
+    axes = _axes(program)
+    made: dict[str, tuple[str, str]] = {}
+    for kernel in program.kernels:
+        if kernel.ptx is None or kernel.opaque or kernel.digest in made:
+            continue
+        try:
+            ptx = thin(parse(kernel.ptx), kernel.name, block=kernel.block) if thinner else kernel.ptx
+            block = None if thinner else kernel.block
+            one = rewritten(ptx, [kernel.name], (Form.SHARD,), block=block, axes=axes.get(kernel.digest, "xyz"))
+        except (PtxError, ProgramError):
+            continue
+        if not one.refused:
+            made[kernel.digest] = Form.SHARD.of(kernel.name), one.ptx
+    return made
 
 
 def assembled(

@@ -16,6 +16,9 @@ block is never split, and its arithmetic is never reordered.
     Any number of workers, in a one-dimensional grid. Each claims one share after another, until
     none is left or the limit changes; on an SM that the limit leaves to others, none at all. Several
     launches, in several lanes, may share the work: shares claimed and shares done are counted apart.
+``shard``
+    One worker for each of some logical blocks in a row, in a one-dimensional grid; it asks nobody and
+    writes nothing down. Made only where it is wanted.
 ``guarded``
     For a kernel that must run whole: it runs or leaves as one, so that it can be skipped when a
     paused inference goes on.
@@ -44,6 +47,7 @@ class Form(StrEnum):
     DIRECT = "direct"
     STRIDED = "strided"
     LOOPED = "looped"
+    SHARD = "shard"
     GUARDED = "guarded"
 
     def of(self, name: str) -> str:
@@ -52,12 +56,13 @@ class Form(StrEnum):
 
 
 ELASTIC = (Form.DIRECT, Form.STRIDED, Form.LOOPED)
-"""What an elastic entry has; one that is refused is guarded."""
+"""What an elastic entry has unless others are wanted; one that is refused is guarded."""
 
 _CODE = {
     Form.DIRECT: forms.direct,
     Form.STRIDED: forms.strided,
     Form.LOOPED: forms.looped,
+    Form.SHARD: forms.shard,
     Form.GUARDED: forms.guarded,
 }
 

@@ -23,6 +23,7 @@ __all__ = [
     "ALL",
     "ARGUMENT_ALIGN",
     "ARGUMENT_BYTES",
+    "BEGIN_AT",
     "COPIES",
     "COPY_BYTES",
     "COUNTER_BYTES",
@@ -300,6 +301,9 @@ class Piece:
     def pack(self) -> bytes:
         """As the kernel receives it."""
         return Argument(0, 0, 0, 0, self.begin, 0, self.grid).pack()
+
+
+BEGIN_AT = 32  # where that has ``begin``
 
 
 def shares(blocks: int, each: int) -> int:
