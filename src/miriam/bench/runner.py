@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from miriam import __version__
 from miriam.bench import outside
 from miriam.bench.asked import check_device, check_models, check_policies, make_folder, policy_names, times
 from miriam.bench.mps import Mps
@@ -256,4 +257,4 @@ def _machine() -> dict[str, str]:
 
 def _versions() -> dict[str, str]:
     python = ".".join(map(str, sys.version_info[:3]))
-    return {"python": python} | {name: metadata.version(name) for name in ("miriam", "numpy", "numba")}
+    return {"python": python, "miriam": __version__} | {name: metadata.version(name) for name in ("numpy", "numba")}
