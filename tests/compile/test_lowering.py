@@ -20,7 +20,7 @@ from miriam.frontend import _inductor
 from miriam.frontend._inductor_lowering import ARCHITECTURES, Lowering, lower
 from miriam.frontend.captured import pointer_parameters
 from miriam.zoo import models
-from miriam.zoo.attention import attention
+from miriam.zoo.models.attention import attention
 
 pytestmark = TORCH_WARNS
 

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from miriam.frontend._inductor_lowering import lower
-from miriam.zoo.attention import attention
 from miriam.zoo.models import MODELS
+from miriam.zoo.models.attention import attention
 
 pytestmark = TORCH_WARNS
 

@@ -1,6 +1,6 @@
 """Programs that come with the package: real networks, compiled and measured on one H200.
 
-They carry no weights. ``models.py`` beside this file holds the networks they were compiled from, ``naive.py``
+They carry no weights. ``models`` beside this file holds the networks they were compiled from, ``naive.py``
 those that are there a second time in plain kernels, as benchmarks of the first hour had them.
 """
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its name everywhere
 
-from miriam.zoo.attention import attention
-from miriam.zoo.densenet import densenet201
-from miriam.zoo.distilbert import VOCABULARY, distilbert
-from miriam.zoo.inception import inceptionv3
+from miriam.zoo.models.attention import attention
+from miriam.zoo.models.densenet import densenet201
+from miriam.zoo.models.distilbert import VOCABULARY, distilbert
+from miriam.zoo.models.inception import inceptionv3
 
 __all__ = ["MODELS", "Model"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from miriam.zoo.attention import attention
+from miriam.zoo.models.attention import attention
 
 __all__ = ["VOCABULARY", "distilbert"]
 
