@@ -28,17 +28,21 @@ class Check:
         program = instance.program
         self._inputs = [(instance.address(tensor.at), tensor.span_bytes) for tensor in program.inputs]
         self._outputs = [(instance.address(tensor.at), tensor.span_bytes) for tensor in program.outputs]
-        words = self._allocate(16)
-        gpu.write(words, bytes(16))
-        self._turn, self._wrong, self._unheard = words, words + 4, words + 8
         fed: list[list[int]] = []
         expected: list[list[int]] = []
-        for turn in (1, 0):  # the inputs of the first inference stay in place
-            instance.fill_inputs(seed + turn)
-            fed.insert(0, self._kept(self._inputs))
-            instance.enqueue(stream)
-            stream.synchronize()
-            expected.insert(0, self._kept(self._outputs))
+        try:
+            words = self._allocate(16)
+            gpu.write(words, bytes(16))
+            self._turn, self._wrong, self._unheard = words, words + 4, words + 8
+            for turn in (1, 0):  # the inputs of the first inference stay in place
+                instance.fill_inputs(seed + turn)
+                fed.insert(0, self._kept(self._inputs))
+                instance.enqueue(stream)
+                stream.synchronize()
+                expected.insert(0, self._kept(self._outputs))
+        except BaseException:
+            self.close()
+            raise
         self._fed = list(zip(*fed, strict=True))
         self._expected = list(zip(*expected, strict=True))
 

@@ -6,10 +6,10 @@ import gc
 import heapq
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from time import perf_counter_ns
 
-from miriam.device.base import Command, Event, EventKind, Geometry, Lane, Limit, Run, Span, Usage, Wake
+from miriam.device.base import Command, Event, EventKind, Geometry, Lane, Limit, Run, Span, Usage, Wake, check_lanes
 from miriam.device.cuda.driver import Stream
 from miriam.device.cuda.instance import Instance
 from miriam.device.cuda.lane import WORDS, CudaLane
@@ -61,29 +61,29 @@ class CudaDevice:
         self.command_us = _COMMAND_US
         self._profiles = profiles
         self._verify = verify
-        self._owned = codes is None
-        self._codes = codes or Codes(ordinal)
-        gpu = self._codes.gpu
-        self._model = short_name(gpu.name)
-        whole = gpu.geometry.sms
-        try:
+        with ExitStack() as made:
+            self._codes = codes or Codes(ordinal)
+            if codes is None:
+                made.callback(self._codes.close)
+            gpu = self._codes.gpu
+            gpu.activate()
+            self._model = short_name(gpu.name)
+            whole = gpu.geometry.sms
             if sms is not None and sms > whole:
                 raise DeviceError(f"{name!r} asks for {sms} SMs: {gpu.name} has {whole}")
+            made.callback(gpu.activate)
             self._place = Place(gpu, gpu.partition(sms) if sms not in (None, whole) else None)
-        except BaseException:
-            if self._owned:
-                self._codes.close()
-            raise
-        self.notes: tuple[str, ...] = (f"{gpu.name}, CUDA {gpu.driver_version}",)
-        if not self._place.conditional:
-            self.notes += (
-                f"{self._place.sms} of {whole} SMs as a partition (green context), with the clocks, the L2 and the "
-                "memory bandwidth of the whole GPU",
-            )
-        self.geometry: Geometry = self._place.geometry
+            made.callback(self._give_back, self._place)
+            self.notes: tuple[str, ...] = (f"{gpu.name}, CUDA {gpu.driver_version}",)
+            if not self._place.conditional:
+                self.notes += (
+                    f"{self._place.sms} of {whole} SMs as a partition (green context), with the clocks, the L2 and "
+                    "the memory bandwidth of the whole GPU",
+                )
+            self.geometry: Geometry = self._place.geometry
+            self._made = made.pop_all()  # closed backwards
         self._lanes: list[CudaLane] = []
         self._works: dict[tuple[str, Place], Work] = {}
-        self._parts: list[Place] = []
         self._tables: dict[bytes, int] = {}
         self._due: list[tuple[float, int, Request | None]] = []
         self._count = itertools.count()
@@ -98,23 +98,28 @@ class CudaDevice:
 
     def open(self, lanes: Sequence[Lane], trace_us: tuple[float, float] | None = None) -> None:
         """Make the lanes; called once. ``trace_us``: the window whose spans are kept."""
-        if self._lanes:
-            raise DeviceError(f"{self.name} is open: one device object serves one run")
+        if self._lanes or not self._open:
+            raise DeviceError(f"{self.name} was opened before: one device object serves one run")
+        check_lanes(lanes, self._place.sms)
         self._trace_us = trace_us
         gpu = self._codes.gpu
-        wanted = [lane.sms for lane in lanes if lane.sms is not None]
-        if sum(wanted) > self._place.sms:
-            raise DeviceError(f"partitions of {wanted} SMs: {self.name} has {self._place.sms}")
-        self._parts = [Place(gpu, partition) for partition in gpu.partitions(wanted)] if wanted else []
-        parts = iter(self._parts)
-        self._host = gpu.host_memory(WORDS * max(len(lanes), 1))
+        self._place.activate()
+        self._host = gpu.host_memory(WORDS * len(lanes))
+        self._made.callback(self._host.close)
         self._control: Stream = self._place.stream(len(lanes))
+        self._made.callback(self._control.close)
+        wanted = [lane.sms for lane in lanes if lane.sms is not None]
+        parts = [Place(gpu, partition) for partition in gpu.partitions(wanted)] if wanted else []
+        for part in parts:
+            self._made.callback(self._give_back, part)
+        left = iter(parts)
         ids: dict[Place, list[int]] = {}
         for number, lane in enumerate(lanes):
-            place = self._place if lane.sms is None else next(parts)
+            place = self._place if lane.sms is None else next(left)
             if place not in ids:
                 ids[place] = place.ids()
             self._lanes.append(CudaLane(lane, place, self._host, number, ids[place]))
+            self._made.callback(self._lanes[-1].close)
         self._zero_ns = perf_counter_ns()
 
     def offer(self, request: Request) -> None:
@@ -135,12 +140,12 @@ class CudaDevice:
         if len(known) == len(found):
             return known
         self._place.activate()
-        stream, instance = self._place.stream(), Instance(self._codes.gpu, program, self._codes.plain(program))
-        instance.fill()
-        times = launch_times_us(instance, stream)
-        instance.close()
-        stream.close()
-        return times
+        with (
+            closing(self._place.stream()) as stream,
+            closing(Instance(self._codes.gpu, program, self._codes.plain(program))) as instance,
+        ):
+            instance.fill()
+            return launch_times_us(instance, stream)
 
     def submit(self, command: Command) -> None:
         """Carry out a command, after the ones submitted before it.
@@ -175,7 +180,7 @@ class CudaDevice:
         while lane.begun < len(lane.flying):
             run = lane.flying[lane.begun]
             work = self._work(run.request.task, lane)
-            elastic = run.workers is not None and run.blocks is None and self._elastic(work, run)
+            elastic = run.workers is not None and run.blocks is None and self._elastic(work, lane, run)
             in_passes = elastic and not lane.place.conditional
             if lane.passing or (in_passes and lane.begun):
                 return
@@ -232,16 +237,19 @@ class CudaDevice:
         graph.launch(lane.stream)
         lane.in_pass = True
 
-    def _elastic(self, work: Work, run: Run) -> bool:
-        """Whether a program can run with elastic workers here; says why if it cannot."""
+    def _elastic(self, work: Work, lane: CudaLane, run: Run) -> bool:
+        """Whether a program can run with elastic workers in a lane; says why if it cannot."""
         program = work.program
         if len(run.launches) != len(program.launches):
             raise DeviceError(
                 f"elastic workers for launches {run.first} to {run.launches.stop - 1} of {program.name}: on a GPU an "
                 "elastic run is a whole program, or a shard of one launch"
             )
-        if work.opaque and not self._place.conditional:
-            name, why = next(iter(work.opaque.items()))
+        if lane.place.conditional:
+            return True
+        with self._standing_still():
+            opaque = work.opaque
+        for name, why in opaque.items():
             self._say(f"{program.name} runs whole in a partition: {name} is not elastic ({why})")
             return False
         return True
@@ -254,14 +262,16 @@ class CudaDevice:
     def _write(self, lane: CudaLane, at: int, value: int) -> None:
         """Change a word of what decides a lane's limit, and let it take effect."""
         self._control.fill(lane.limiter + at, value, 4, 1)
-        self._codes.control.hold(self._control, self._table((lane,)), 1, 0)
+        self._codes.control.hold(self._control, lane.table, 1, 0)
 
     def _table(self, lanes: Sequence[CudaLane]) -> int:
         """Address of a table of lanes for the kernels that change limits."""
-        words = b"".join(a.to_bytes(8, "little") for lane in lanes for a in (lane.record, lane.limiter))
+        words = b"".join(lane.row for lane in lanes)
         if words not in self._tables:
-            self._tables[words] = self._codes.gpu.allocate(len(words))
-            self._codes.gpu.write(self._tables[words], words)
+            table = self._codes.gpu.allocate(len(words))
+            self._made.callback(self._codes.gpu.free, table)
+            self._codes.gpu.write(table, words)
+            self._tables[words] = table
         return self._tables[words]
 
     def events(self, until_us: float) -> Iterator[Event]:
@@ -376,6 +386,8 @@ class CudaDevice:
             while not lane.stream.done:
                 if perf_counter_ns() > until_ns:
                     raise DeviceError(f"lane {lane.lane.name} of {self.name} does not end: the GPU hangs")
+        if self._lanes:
+            self._control.synchronize()
 
     def close(self) -> None:
         """Let what is under way end and give everything back; allowed twice."""
@@ -383,25 +395,13 @@ class CudaDevice:
             return
         self._open = False
         self._place.activate()
-        if self._lanes:
-            self._drain()
-            self._control.synchronize()
-        for work in self._works.values():
-            work.close()
-        for lane in self._lanes:
-            lane.close()
-        for address in self._tables.values():
-            self._codes.gpu.free(address)
-        if self._lanes:
-            self._control.close()
-            self._host.close()
-        for place in (*self._parts, self._place):
-            if place.partition is not None:
-                self._codes.control.forget(place.partition)
-            place.close()
-        self._codes.gpu.activate()
-        if self._owned:
-            self._codes.close()
+        self._drain()
+        self._made.close()
+
+    def _give_back(self, place: Place) -> None:
+        if place.partition is not None:
+            self._codes.control.forget(place.partition)
+        place.close()
 
     def _work(self, task: Task, lane: CudaLane) -> Work:
         """The task in the place of a lane."""
@@ -410,9 +410,9 @@ class CudaDevice:
             with self._standing_still():
                 sizes = share_sizes(task.program, self._profiles, self._model, lane.place.sms)
                 seed = len(self._works)
-                self._works[key] = Work(
-                    self._codes, lane.place, task.program, sizes, seed=seed, verify=self._verify
-                )  # fmt: skip
+                work = Work(self._codes, lane.place, task.program, sizes, seed=seed, verify=self._verify)
+                self._made.callback(work.close)
+                self._works[key] = work
         return self._works[key]
 
     def _now_us(self) -> float:

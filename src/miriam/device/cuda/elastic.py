@@ -71,7 +71,8 @@ class ElasticCode:
                 spills = {form: code.entries[form.of(kernel.name)].spill_stores for form in forms_of(kernel)}
                 if spills.get(Form.DIRECT, 0) > spills.get(Form.STRIDED, 0):
                     self._spilled.add(kernel.digest)
-            self._own = [Module(text.encode() + b"\0") for text in (rewrite(MEMORY).ptx, GATES)]
+            for text in (rewrite(MEMORY).ptx, GATES):
+                self._own.append(Module(text.encode() + b"\0"))
         except BaseException:
             self.close()
             raise

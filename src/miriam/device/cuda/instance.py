@@ -21,9 +21,14 @@ class Code:
     """The kernels of a program, loaded for one GPU; instances in any of its contexts share them."""
 
     def __init__(self, program: Program) -> None:
-        self._modules = {
-            kernel.digest: Module(kernel.ptx.encode() + b"\0") for kernel in program.kernels if kernel.ptx is not None
-        }
+        self._modules: dict[str, Module] = {}
+        try:
+            for kernel in program.kernels:
+                if kernel.ptx is not None:
+                    self._modules[kernel.digest] = Module(kernel.ptx.encode() + b"\0")
+        except BaseException:
+            self.close()
+            raise
 
     def function(self, kernel: Kernel) -> Function:
         """``kernel`` for the current context."""
@@ -170,8 +175,8 @@ class Instance:
             self._scatter(tensor.at, tensor.span_bytes, np.dtype(tensor.dtype if whole else np.float16), seed)
 
     def _scatter(self, at: Pointer, size_bytes: int, kind: np.dtype[Any], seed: int) -> None:
-        random = np.random.default_rng(seed)
-        some = random.normal(0.0, 0.1, 1 << 19) if kind.kind == "f" else random.integers(0, 100, 1 << 17)
+        random, count = np.random.default_rng(seed), min(-(-size_bytes // kind.itemsize), 1 << 19)
+        some = random.normal(0.0, 0.1, count) if kind.kind == "f" else random.integers(0, 100, count)
         numbers = some.astype(kind).tobytes()
         for offset in range(0, size_bytes, len(numbers)):
             self._gpu.write(self.address(at) + offset, numbers[: size_bytes - offset])

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["WORDS", "CudaLane"]
 
+ROW_BYTES = 16
 WORDS = 2  # of host memory for each lane: runs that have ended, whether the last one was complete
 
 
@@ -30,9 +31,9 @@ class CudaLane:
         The SMs of its stream.
     stream
         Where its work is enqueued.
-    record, limiter, counter
+    record, limiter, table, counter
         Device addresses: of the words that elastic workers look at, of what decides the limit among
-        them, and of the number of runs that have ended.
+        them, of a table with both for this lane alone, and of the number of runs that have ended.
     words
         Device address of the lane's words in host memory; the host reads them at ``word``.
     plans
@@ -68,12 +69,23 @@ class CudaLane:
         self.heard = 0
         self.since_us = 0.0
         self._event: Event | None = None
+        self._memory = 0
         # A narrow lane keeps the SMs on which blocks are placed last: those of a small critical launch come first.
-        start = Record().pack() + ranks(sm_ids[::-1]) + Limiter(padded=0).pack() + bytes(4)
-        self._memory = self.record = place.gpu.allocate(len(start))
-        self.limiter = self.record + LANE_BYTES + SM_TABLE_BYTES
-        self.counter = self.limiter + LIMITER_BYTES
-        place.gpu.write(self.record, start)
+        start = Record().pack() + ranks(sm_ids[::-1]) + Limiter(padded=0).pack()
+        try:
+            self._memory = self.record = place.gpu.allocate(len(start) + ROW_BYTES + 4)
+            self.limiter = self.record + LANE_BYTES + SM_TABLE_BYTES
+            self.table = self.limiter + LIMITER_BYTES
+            self.counter = self.table + ROW_BYTES
+            place.gpu.write(self.record, start + self.row + bytes(4))
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def row(self) -> bytes:
+        """What a table of lanes says of this one."""
+        return self.record.to_bytes(8, "little") + self.limiter.to_bytes(8, "little")
 
     @property
     def limit(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from contextlib import ExitStack, closing
 from dataclasses import replace
 
 from miriam.device.base import Geometry
@@ -89,17 +90,16 @@ class Place:
     def ids(self) -> list[int]:
         """The SMs by the number that kernels read in ``%smid``, in the order in which blocks are placed on them."""
         blocks = 2 * self.sms
-        seen = self.gpu.allocate(4 * blocks)
         self.activate()
-        module, stream = Module(_PROBE.encode()), self.stream()
-        probe = module.function("sms")
-        probe.launch(stream, (blocks, 1, 1), (_PROBE_THREADS, 1, 1), 0, [seen.to_bytes(8, "little")])
-        stream.synchronize()
-        words = struct.unpack(f"<{blocks}I", self.gpu.read(seen, 4 * blocks))
-        stream.close()
-        module.close()
-        self.gpu.free(seen)
-        return list(dict.fromkeys(words))
+        with ExitStack() as made:
+            seen = self.gpu.allocate(4 * blocks)
+            made.callback(self.gpu.free, seen)
+            module = made.enter_context(closing(Module(_PROBE.encode())))
+            stream = made.enter_context(closing(self.stream()))
+            probe = module.function("sms")
+            probe.launch(stream, (blocks, 1, 1), (_PROBE_THREADS, 1, 1), 0, [seen.to_bytes(8, "little")])
+            stream.synchronize()
+            return list(dict.fromkeys(struct.unpack(f"<{blocks}I", self.gpu.read(seen, 4 * blocks))))
 
     def close(self) -> None:
         """Give the partition back."""

@@ -79,10 +79,15 @@ class Warmer:
         self.bytes = sum(size for _, size in rows)
         table = b"".join(word.to_bytes(8, "little") for row in rows for word in row)
         self._module = Module((_BULK if gpu.attribute("COMPUTE_CAPABILITY_MAJOR") >= 9 else _LINES).encode())
-        self._table = gpu.allocate(len(table))
-        gpu.write(self._table, table)
+        self._table = 0
         self._count = len(rows)
-        self._function: Function = self._module.function("warm")
+        try:
+            self._table = gpu.allocate(len(table))
+            gpu.write(self._table, table)
+            self._function: Function = self._module.function("warm")
+        except BaseException:
+            self.close()
+            raise
 
     def enqueue(self, stream: Stream) -> None:
         """Enqueue the request for all of them."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -32,8 +32,11 @@ class Codes:
     """
 
     def __init__(self, ordinal: int = 0) -> None:
-        self.gpu = Gpu(ordinal)
-        self.control = Control()
+        with ExitStack() as made:
+            self.gpu = Gpu(ordinal)
+            made.callback(self.gpu.close)
+            self.control = Control()
+            made.pop_all()
         self._plain: dict[str, Code] = {}
         self._elastic: dict[str, ElasticCode] = {}
 
@@ -123,14 +126,17 @@ class Work:
         self._elastic: ElasticInstance | None = None
         self._warmer: Warmer | None = None
         self._lanes: dict[CudaLane, ElasticLane] = {}
-        place.activate()
-        self.instance = Instance(codes.gpu, program, codes.plain(program))
-        self.instance.fill(seed)
         self.check: Check | None = None
-        if verify:
-            stream = place.stream()
-            self.check = Check(codes.gpu, codes.control, self.instance, stream, seed)
-            stream.close()
+        place.activate()
+        with ExitStack() as made:
+            self.instance = Instance(codes.gpu, program, codes.plain(program))
+            made.callback(self.instance.close)
+            self.instance.fill(seed)
+            if verify:
+                with closing(place.stream()) as stream:
+                    self.check = Check(codes.gpu, codes.control, self.instance, stream, seed)
+                made.callback(self.check.close)
+            self._made = made.pop_all()  # closed backwards
 
     def original(self, lane: CudaLane, launches: range, holds: Holds, *, hold: bool) -> Graph:
         """Whole launches as they are, while limits hold; without ``hold`` somebody else sees to the beginning."""
@@ -239,8 +245,10 @@ class Work:
         if self._elastic is None:
             code = self._codes.elastic(self.program)
             self._elastic = ElasticInstance(self._codes.gpu, self.instance, code, self._each)
+            self._made.callback(self._elastic.close)
         if lane not in self._lanes:
             self._lanes[lane] = self._elastic.lane(sms=self._place.sms, record=lane.record)
+            self._made.callback(self._lanes[lane].close)
         return self._elastic, self._lanes[lane]
 
     def _warmed(self) -> Warmer | None:
@@ -248,6 +256,7 @@ class Work:
         if self._warmer is None:
             self._place.activate()
             self._warmer = Warmer(self._codes.gpu, self.instance)
+            self._made.callback(self._warmer.close)
         return self._warmer if self._warmer.bytes else None
 
     def _checked(self, capture: Capture, launches: range) -> None:
@@ -258,23 +267,11 @@ class Work:
         self._place.activate()
         return lane.stream.capture()
 
-    @staticmethod
-    def _ready(capture: Capture, lane: CudaLane) -> Graph:
+    def _ready(self, capture: Capture, lane: CudaLane) -> Graph:
+        self._made.callback(capture.graph.close)
         capture.graph.upload(lane.stream)
         return capture.graph
 
     def close(self) -> None:
         """Give everything back; nothing may be in flight."""
-        for graph in self._graphs.values():
-            graph.close()
-        for lane in self._lanes.values():
-            lane.close()
-        if self._elastic is not None:
-            self._elastic.close()
-        if self._warmer is not None:
-            self._warmer.close()
-        if self.check is not None:
-            self.check.close()
-        self.instance.close()
-        self._graphs, self._lanes = {}, {}
-        self._elastic = self._warmer = self.check = None
+        self._made.close()

@@ -25,8 +25,12 @@ class Gpu:
         self.ordinal = ordinal
         self.device = check("cuDeviceGet", ordinal)
         self._context = check("cuDevicePrimaryCtxRetain", self.device)
-        check("cuCtxSetCurrent", self._context)
         self._open = True
+        try:
+            self.activate()
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def name(self) -> str:

@@ -30,7 +30,11 @@ class Partition:
         flags = constant("CUgreenCtxCreate_flags", "CU_GREEN_CTX_DEFAULT_STREAM")
         self._gpu = gpu
         self._green: Any = check("cuGreenCtxCreate", description, gpu.device, flags)
-        self._context = check("cuCtxFromGreenCtx", self._green)
+        try:
+            self._context = check("cuCtxFromGreenCtx", self._green)
+        except BaseException:
+            self.close()
+            raise
         self.sms = sum(int(group.sm.smCount) for group in groups)
 
     def activate(self) -> None:
