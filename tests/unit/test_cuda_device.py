@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
+from time import sleep
 
 import pytest
 from fake_driver import CUresult, FakeDriver
@@ -12,6 +14,9 @@ from miriam.bench.arrivals import Closed, SeededTraffic, Uniform
 from miriam.coordinator import View, coordinate
 from miriam.device.base import Command, Event, EventKind, Lane, Limit, Run
 from miriam.device.cuda.device import CudaDevice
+from miriam.device.cuda.driver import HostMemory
+from miriam.device.cuda.lane import CudaLane
+from miriam.device.cuda.place import Place
 from miriam.device.cuda.work import Codes
 from miriam.elastic.state import ALL
 from miriam.elastic.state import Lane as Record
@@ -67,11 +72,11 @@ class Whole:
         return {}
 
 
-def serve(on: CudaDevice, policy: Whole, until_us: float = 20_000.0) -> dict[str, int]:
-    """How many requests of each task finished."""
-    traffic = SeededTraffic([(FAST, Uniform(500.0)), (SLOW, Closed(2))], until_us, 0)
+def serve(on: CudaDevice, policy: Whole) -> dict[str, int]:
+    """How many requests of each task finished, of those that came in 20 ms."""
+    traffic = SeededTraffic([(FAST, Uniform(500.0)), (SLOW, Closed(2))], 20_000.0, 0)
     try:
-        done = coordinate(on, policy, traffic, until_us)
+        done = coordinate(on, policy, traffic, 1e7)
     finally:
         on.close()
     assert all(r.start_us is not None and r.arrival_us <= r.start_us <= r.finish_us for r in done if r.finish_us)
@@ -90,7 +95,7 @@ def request(task: Task, number: int = 0) -> Request:
 
 def ended(on: CudaDevice) -> list[Run]:
     """Runs of which the host hears until nothing is left to hear."""
-    return [event.run for event in on.events(10_000.0) if event.run is not None]
+    return [event.run for event in on.events(1e7) if event.run is not None]
 
 
 def limits(cu: FakeDriver, at: int) -> int:
@@ -223,6 +228,22 @@ def test_programs_with_equal_kernels_share_their_code(cu: FakeDriver) -> None:
     assert cu.leaks() == []
 
 
+def test_equal_kernels_may_have_several_names(cu: FakeDriver) -> None:
+    named = [
+        replace(kernel, name=f"other_{i}", ptx=(kernel.ptx or "").replace(kernel.name, f"other_{i}"))
+        for i, kernel in enumerate(FAST.program.kernels)
+    ]
+    other = Task("other", replace(FAST.program, name="other", kernels=tuple(named)))
+    both = Task("both", replace(FAST.program, name="both", kernels=(named[0], FAST.program.kernels[0])))
+    on = opened()
+    for task in (FAST, other, both):
+        on.submit(Run(request(task), 0))
+        on.submit(Run(request(task), 1, workers=8))
+    assert len(ended(on)) == 6
+    on.close()
+    assert cu.leaks() == []
+
+
 def test_launches_that_were_never_measured_are_measured_now(cu: FakeDriver) -> None:
     on = CudaDevice("cuda:0", Profiles())
     times = on.launch_us(FAST.program)
@@ -275,6 +296,123 @@ def test_whatever_call_fails_the_error_names_it_and_nothing_leaks(
         assert again.leaks() == [], f"call {at} of {calls}, {call}"
 
 
+def test_a_program_without_code_is_refused_and_the_device_goes_on(cu: FakeDriver) -> None:
+    kernel = replace(FAST.program.kernels[1], ptx=None, opaque="its code could not be read")
+    closed = Task("closed", replace(FAST.program, name="closed", kernels=(FAST.program.kernels[0], kernel)))
+    on = opened()
+    first = Run(request(FAST), 0)
+    on.submit(first)
+    for run in (Run(request(closed), 0), Run(request(SLOW), 0, first=1, workers=8)):
+        with pytest.raises(DeviceError, match=r"cannot run from its file|an elastic run is a whole program"):
+            on.submit(run)
+    on.submit(last := Run(request(FAST, 1), 0))
+    assert ended(on) == [first, last]
+    on.close()
+    assert cu.leaks() == []
+
+
+def test_a_run_whose_graph_cannot_be_made_is_as_if_it_had_never_been(cu: FakeDriver) -> None:
+    for name in ("cuda:0", "cuda:0/16"):
+        on = opened(name=name)
+        cu.fail["cuGraphInstantiate"] = CUresult.CUDA_ERROR_OUT_OF_MEMORY
+        for run in (Run(request(FAST), 0, limits={1: 0}), Run(request(SLOW), 1, workers=8)):
+            with pytest.raises(DeviceError, match="cuGraphInstantiate failed"):
+                on.submit(run)
+        del cu.fail["cuGraphInstantiate"]
+        runs = [Run(request(FAST), 0, limits={1: 0}), Run(request(SLOW), 1, workers=8), Run(request(SLOW, 1), 1)]
+        for run in runs:
+            on.submit(run)
+        assert ended(on) == runs
+        assert limits(cu, record(cu)) == ALL
+        on.close()
+        assert cu.leaks() == []
+
+
+def test_several_ends_at_once_are_told_one_by_one_even_by_who_asks_later(cu: FakeDriver) -> None:
+    on = opened()
+    runs = [Run(request(task, number), lane) for number in range(3) for lane, task in enumerate((FAST, SLOW))]
+    for run in runs:
+        on.submit(run)
+    told = [next(on.events(1e7)).run for _ in runs]
+    assert told[:3] == runs[::2]  # those of the lane with the higher priority come first
+    assert told[3:] == runs[1::2]
+    assert ended(on) == []
+    assert all(run.request.finish_us is not None for run in runs)
+    on.close()
+
+
+def test_the_count_of_ends_may_begin_again(cu: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Old(CudaLane):
+        def __init__(self, lane: Lane, place: Place, host: HostMemory, number: int, sm_ids: list[int]) -> None:
+            super().__init__(lane, place, host, number, sm_ids)
+            self.heard = host.words[self.word] = 2**32 - 2
+            place.gpu.write(self.counter, self.heard.to_bytes(4, "little"))
+
+    monkeypatch.setattr("miriam.device.cuda.device.CudaLane", Old)
+    on = opened()
+    runs = [Run(request(FAST, number), 0) for number in range(4)]
+    for run in runs[:3]:
+        on.submit(run)
+    assert ended(on) == runs[:3]
+    on.submit(runs[3])
+    assert ended(on) == runs[3:]
+    on.close()
+
+
+def test_nothing_is_told_after_the_end_however_much_there_is(cu: FakeDriver) -> None:
+    on = opened()
+    for number in range(10**4):
+        on.offer(Request(FAST, number, 0.0))
+    times = [event.time_us for event in on.events(1_000.0)]
+    assert times == sorted(times)
+    assert times[-1] < 1_000.0
+    assert len(times) < 10**4
+    sleep(5e-3)
+    more = [event.time_us for event in on.events(2_000.0)]  # the clock has waited
+    assert more[0] >= times[-1]
+    on.close()
+
+
+def test_what_is_under_way_counts_as_busy(cu: FakeDriver) -> None:
+    on = opened()
+    cu.auto = False
+    on.submit(Run(request(FAST), 0))
+    assert list(on.events(2_000.0)) == []
+    assert on.usage().busy_us >= 2_000.0
+    cu.run()
+    cu.auto = True
+    assert len(ended(on)) == 1
+    busy_us = on.usage().busy_us
+    assert list(on.events(10_000.0)) == []
+    assert on.usage().busy_us == busy_us
+    assert on.usage().blocks == sum(step.blocks for step in FAST.program.launches)
+    on.close()
+
+
+def test_a_paused_lane_does_not_hang(cu: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("miriam.device.cuda.device._HUNG_US", 2e3)
+    on = opened()
+    on.submit(Limit(1, 0))
+    on.submit(Run(request(SLOW), 1, workers=8))
+    assert list(on.events(5_000.0)) == []
+    cu.auto = False
+    on.submit(Limit(1, None))
+    assert list(on.events(6_000.0)) == []
+    cu.auto = True
+    cu.run()
+    assert len(ended(on)) == 1
+    on.close()
+
+
+def test_a_gpu_that_fails_is_not_waited_for(cu: FakeDriver) -> None:
+    on = opened()
+    cu.auto = False
+    on.submit(Run(request(FAST), 0))
+    cu.fail["cuStreamQuery"] = CUresult.CUDA_ERROR_ILLEGAL_STATE
+    with pytest.raises(DeviceError, match="cuStreamQuery failed"):
+        ended(on)
+
+
 def test_a_lane_that_hangs_is_named(cu: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("miriam.device.cuda.device._HUNG_US", 2e3)
     on = opened()
@@ -308,8 +446,16 @@ def test_commands_that_a_gpu_cannot_carry_out_are_refused(cu: FakeDriver) -> Non
         on.submit(Run(request(SLOW), 1, first=1, workers=8))
     with pytest.raises(DeviceError, match="one device object serves one run"):
         on.open(LANES)
+    with pytest.raises(DeviceError, match="limit on lane 2, the device was opened with 2"):
+        on.submit(Limit(2, 0))
+    with pytest.raises(DeviceError, match="a limit of -1 SMs"):
+        on.submit(Limit(1, -1))
     on.close()
     on.close()
+    with pytest.raises(DeviceError, match="one device object serves one run"):
+        on.open(LANES)
+    with pytest.raises(DeviceError, match="has not been opened"):
+        next(device().events(1.0))
 
 
 def test_an_out_of_memory_error_leaves_what_was_there(cu: FakeDriver) -> None:

@@ -5,11 +5,26 @@ from __future__ import annotations
 import gc
 import heapq
 import itertools
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from time import perf_counter_ns
 
-from miriam.device.base import Command, Event, EventKind, Geometry, Lane, Limit, Run, Span, Usage, Wake, check_lanes
+from miriam.device.base import (
+    Command,
+    Event,
+    EventKind,
+    Geometry,
+    Lane,
+    Limit,
+    Run,
+    Span,
+    Usage,
+    Wake,
+    check_lanes,
+    check_limit,
+)
+from miriam.device.cuda.clock import Clock
 from miriam.device.cuda.driver import Stream
 from miriam.device.cuda.instance import Instance
 from miriam.device.cuda.lane import WORDS, CudaLane
@@ -27,7 +42,6 @@ __all__ = ["CudaDevice"]
 
 _HUNG_US = 20e6  # without a sign of life from a lane that has work and may run
 _COMMAND_US = 5.0  # of the host for a graph launch from Python, as a policy may reckon
-_LONG_NS = 100_000  # making a graph takes more, looking one up less
 _NOTHING = Holds()
 
 
@@ -35,8 +49,8 @@ class CudaDevice:
     """Runs lanes on a real GPU.
 
     Every lane is a stream, every run of whole launches a CUDA graph, made when it is first needed; the
-    clock of the device stands still meanwhile. The host polls: arrivals by the clock, ends by words
-    in its own memory that kernels write.
+    clock of the device stands still meanwhile, and while nobody asks for events. The host polls: arrivals
+    by the clock, ends by words in its own memory that kernels write.
 
     Parameters
     ----------
@@ -89,7 +103,8 @@ class CudaDevice:
         self._count = itertools.count()
         self._left: dict[Request, int] = {}
         self._flying = 0
-        self._zero_ns = 0
+        self._told: deque[Event] = deque()
+        self._clock = Clock()
         self._busy_us = self._busy_since_us = 0.0
         self._blocks = 0
         self._spans: list[Span] = []
@@ -120,7 +135,6 @@ class CudaDevice:
                 ids[place] = place.ids()
             self._lanes.append(CudaLane(lane, place, self._host, number, ids[place]))
             self._made.callback(self._lanes[-1].close)
-        self._zero_ns = perf_counter_ns()
 
     def offer(self, request: Request) -> None:
         """Let ``request`` arrive at its ``arrival_us``."""
@@ -153,12 +167,14 @@ class CudaDevice:
         Raises
         ------
         DeviceError
-            The driver refuses; or elastic workers were asked for a part of a program that is no shard.
+            The driver refuses; or elastic workers were asked for a part of a program that is no shard. The
+            command is then as if it had never been.
         """
         if isinstance(command, Wake):
             self.wake(command.time_us)
             return
         if isinstance(command, Limit):
+            check_limit(command, len(self._lanes))
             lane = self._lanes[command.lane]
             lane.idle = ALL if command.sms is None else command.sms
             self._write(lane, IDLE_AT, lane.idle)
@@ -168,21 +184,27 @@ class CudaDevice:
         if request not in self._left:
             self._left[request] = self._work(request.task, lane).blocks[-1]
         if not lane.flying:
-            lane.since_us = self._now_us()
+            lane.since_us = self._clock.now_us
             if not self._flying:
                 self._busy_since_us = lane.since_us
         lane.flying.append(command)
         self._flying += 1
-        self._begin(lane)
+        try:
+            self._begin(lane)
+        except BaseException:
+            lane.flying.pop()
+            self._flying -= 1
+            lane.begun, lane.passing = min(lane.begun, len(lane.flying)), None
+            raise
 
     def _begin(self, lane: CudaLane) -> None:
         """Enqueue what may be enqueued of a lane: everything, but for what the host itself has to keep in order."""
-        while lane.begun < len(lane.flying):
+        while lane.begun < len(lane.flying) and lane.passing is None:
             run = lane.flying[lane.begun]
             work = self._work(run.request.task, lane)
             elastic = run.workers is not None and run.blocks is None and self._elastic(work, lane, run)
             in_passes = elastic and not lane.place.conditional
-            if lane.passing or (in_passes and lane.begun):
+            if in_passes and lane.begun:
                 return
             lane.begun += 1
             for earlier in run.after:
@@ -276,35 +298,38 @@ class CudaDevice:
 
     def events(self, until_us: float) -> Iterator[Event]:
         """Events in the order of time, up to ``until_us`` or until nothing is left to happen."""
-        words, due = self._host.words, self._due
+        if not self._lanes:
+            raise DeviceError(f"{self.name} has not been opened: call open() with the policy's lanes first")
+        words, due, told = self._host.words, self._due, self._told
         lanes = sorted(self._lanes, key=lambda lane: -lane.lane.priority)
         look_us = 0.0
         collecting = gc.isenabled()
         gc.disable()  # a collection takes as long as a critical request
         try:
-            while True:
-                for lane in lanes:
-                    if lane.flying and words[lane.word] != lane.heard:
-                        yield from self._heard(lane)
-                now_us = self._now_us()
-                if due and due[0][0] <= now_us:
-                    request = heapq.heappop(due)[2]
-                    yield Event(EventKind.ARRIVED if request else EventKind.TICK, now_us, request)
-                elif now_us >= until_us or not (due or self._flying):
-                    return
-                elif now_us > look_us:
-                    look_us = now_us + _HUNG_US / 10
-                    self._look(now_us)
+            with self._clock.running():
+                while self._open and (now_us := self._clock.now_us) < until_us:
+                    for lane in lanes:
+                        if lane.flying and words[lane.word] != lane.heard:
+                            self._hear(lane, now_us)
+                    if told:
+                        yield told.popleft()
+                    elif due and due[0][0] <= now_us:
+                        request = heapq.heappop(due)[2]
+                        yield Event(EventKind.ARRIVED if request else EventKind.TICK, now_us, request)
+                    elif not (due or self._flying):
+                        return
+                    elif now_us > look_us:
+                        look_us = now_us + _HUNG_US / 10
+                        self._look(now_us)
         finally:
             if collecting:
                 gc.enable()
 
-    def _heard(self, lane: CudaLane) -> Iterator[Event]:
+    def _hear(self, lane: CudaLane, now_us: float) -> None:
         """Book what has ended on a lane."""
         word = self._host.words[lane.word]
         ends = (word - lane.heard) & 0xFFFFFFFF
         lane.heard = word
-        now_us = self._now_us()
         if lane.passing is not None:
             lane.in_pass = False
             if not self._host.words[lane.word + 1]:
@@ -317,8 +342,8 @@ class CudaDevice:
             lane.begun -= 1
             self._flying -= 1
             self._finish(lane, run, now_us)
-            self._begin(lane)
-            yield Event(EventKind.FINISHED, now_us, run.request, run)
+            self._told.append(Event(EventKind.FINISHED, now_us, run.request, run))
+        self._begin(lane)
 
     def _finish(self, lane: CudaLane, run: Run, now_us: float) -> None:
         request, begin_us = run.request, lane.since_us
@@ -343,21 +368,26 @@ class CudaDevice:
     def _look(self, now_us: float) -> None:
         """Raise an error if a lane that may run has not given a sign of life for long."""
         for lane in self._lanes:
-            if lane.begun and lane.limit and now_us - lane.since_us > _HUNG_US:
+            if not (lane.begun and lane.limit) or lane.heard != lane.seen:
+                lane.seen, lane.seen_us = lane.heard, now_us
+            elif now_us - lane.seen_us > _HUNG_US:
                 run = lane.flying[0]
                 raise DeviceError(
                     f"lane {lane.lane.name}: nothing has ended for {_HUNG_US / 1e6:.0f} s; "
                     f"{run.request.task.program.name} hangs, or takes that long"
                 )
+            _ = lane.stream.done  # or the error of a GPU that has failed
 
     def usage(self) -> Usage:
         """How long there was work, as the host saw it; how full the SMs were is not measured."""
-        return Usage(self._busy_us, None, None, self._blocks, spans=tuple(self._spans))
+        busy_us = self._busy_us + (self._clock.now_us - self._busy_since_us if self._flying else 0.0)
+        return Usage(busy_us, None, None, self._blocks, spans=tuple(self._spans))
 
     def outputs(self) -> Mapping[str, tuple[int, int]]:
         """By task: inferences whose outputs were compared, and words of 4 bytes in them that were not equal.
 
-        Not compared are inferences whose last launch ran in shards.
+        Not compared are inferences whose last launch ran in shards. What is under way is let go to its end, and
+        nothing can be submitted after that.
         """
         self._drain()
         found: dict[str, tuple[int, int]] = {}
@@ -415,20 +445,14 @@ class CudaDevice:
                 self._works[key] = work
         return self._works[key]
 
-    def _now_us(self) -> float:
-        return (perf_counter_ns() - self._zero_ns) / 1e3
-
     @contextmanager
     def _standing_still(self) -> Iterator[None]:
-        """Do something that takes long, once: the clock does not count it."""
-        begin_ns = perf_counter_ns()
-        try:
-            yield
-        finally:
-            spent_ns = perf_counter_ns() - begin_ns
-            if spent_ns > _LONG_NS:
+        """Do something that takes long, once, wherever it is: the clock does not count it."""
+        with self._clock.standing_still():
+            try:
+                yield
+            finally:
                 self._place.activate()
-                self._zero_ns += spent_ns
 
     def _say(self, note: str) -> None:
         if note not in self.notes:

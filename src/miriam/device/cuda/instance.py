@@ -21,22 +21,23 @@ class Code:
     """The kernels of a program, loaded for one GPU; instances in any of its contexts share them."""
 
     def __init__(self, program: Program) -> None:
-        self._modules: dict[str, Module] = {}
+        self._modules: dict[str, tuple[Module, str]] = {}  # equal kernels may have several names
         try:
             for kernel in program.kernels:
-                if kernel.ptx is not None:
-                    self._modules[kernel.digest] = Module(kernel.ptx.encode() + b"\0")
+                if kernel.ptx is not None and kernel.digest not in self._modules:
+                    self._modules[kernel.digest] = Module(kernel.ptx.encode() + b"\0"), kernel.name
         except BaseException:
             self.close()
             raise
 
     def function(self, kernel: Kernel) -> Function:
         """``kernel`` for the current context."""
-        return self._modules[kernel.digest].function(kernel.name, kernel.dynamic_shared_bytes)
+        module, name = self._modules[kernel.digest]
+        return module.function(name, kernel.dynamic_shared_bytes)
 
     def close(self) -> None:
         """Unload everything."""
-        for module in self._modules.values():
+        for module, _ in self._modules.values():
             module.close()
         self._modules = {}
 

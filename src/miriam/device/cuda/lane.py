@@ -49,6 +49,8 @@ class CudaLane:
         The limit while there are such runs, and while there are none, in SMs.
     heard
         Number of run ends that the host knows of.
+    seen, seen_us
+        That number when the host last looked for signs of life, and when it last found one or expected none.
     since_us
         When the first run in flight began at the earliest: its submission, or the end of the run before it.
     """
@@ -66,7 +68,8 @@ class CudaLane:
         self.in_pass = False
         self.held = 0
         self.padded, self.idle = 0, ALL
-        self.heard = 0
+        self.heard = self.seen = 0
+        self.seen_us = 0.0
         self.since_us = 0.0
         self._event: Event | None = None
         self._memory = 0
