@@ -9,6 +9,7 @@ from miriam.coordinator import Policy
 from miriam.errors import PolicyError
 from miriam.policy.barrier import Barrier
 from miriam.policy.base import Option, Setting
+from miriam.policy.contract import Contract
 from miriam.policy.miriam import Miriam
 from miriam.policy.multistream import Multistream
 from miriam.policy.partition import Partition
@@ -30,9 +31,10 @@ _KINDS: Mapping[str, _Kind] = {
     Multistream.name: _Kind(Multistream),
     Priority.name: _Kind(Priority),
     Barrier.name: _Kind(Barrier),
-    Partition.name: _Kind(Partition, Option("SMs of the critical part", whole=True, least=1)),
+    Partition.name: _Kind(Partition, Option("number of SMs", whole=True, least=1)),
     Miriam.name: _Kind(Miriam),
-    Resident.name: _Kind(Resident, Option("SMs left to lower lanes", whole=True, least=0)),
+    Resident.name: _Kind(Resident, Option("number of SMs", whole=True, least=0)),
+    Contract.name: _Kind(Contract, Option("slowdown", whole=False, least=1)),
 }
 
 NAMES = tuple(_KINDS)

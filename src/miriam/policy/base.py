@@ -61,7 +61,7 @@ class Option:
             value = -math.inf
         if not self.least <= value < math.inf:
             kind = "a whole number" if self.whole else "a number"
-            raise PolicyError(f"policy {policy}: {self.what} are {kind} from {self.least:g} on, not {text!r}")
+            raise PolicyError(f"policy {policy}: {text!r} is no {self.what}: take {kind} from {self.least:g} on")
         return value
 
 

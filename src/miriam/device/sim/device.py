@@ -214,9 +214,14 @@ class SimDevice:
             own = id(request.task.program)
             last = self._used.get(own, -1)
             others = {program for program, at in self._used.items() if at > last}
-            others |= {id(run.request.task.program) for run in self._runs.values()}
+            others |= {id(run.request.task.program) for run in self._runs.values() if not self._waits(run)}
             self._crowds[request] = sum(self._programs[other].size_bytes for other in others - {own})
         return self._crowds[request]
+
+    def _waits(self, run: Run) -> bool:
+        """Whether a run has left the device for a limit of zero."""
+        lane = self._opened().lane[run.lane]
+        return bool(lane[col.SAID]) and lane[col.HEAD] == self._flying[run]
 
     def _use(self, run: Run) -> None:
         self._uses += 1
@@ -282,7 +287,9 @@ class SimDevice:
         for place, yielded in told:
             run = self._runs[place]
             self._began(run)
-            if not yielded:
+            if yielded:
+                self._use(run)
+            else:
                 self._ended(run, now_us)
             kind = EventKind.YIELDED if yielded else EventKind.FINISHED
             self._push(now_us + self.spec.host_notice_us, now_us, kind, run.request, run)
