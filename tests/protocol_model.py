@@ -11,10 +11,12 @@ passes or a writer of limits could take next, until no new state is found. What 
     Whoever writes a limit is heard: a worker starts a share only if the limit was the width of the pass
     when it looked last, and above 0, and it looks again before each one. Opaque launches do not ask.
 ``width``
-    Never more workers of a claimed pass are inside a share than the width of the pass.
+    Never more workers of a claimed pass are inside a share than the width of the pass. There is one on each SM,
+    and it knows the rank of its SM.
 ``progress``
     A pass that is alone, under a limit that stays as its gate saw it, completes the inference; the limit
-    must be ``ALL`` for an exclusive one, and above 0 for a claimed one.
+    must be ``ALL`` for an exclusive one, and above 0 for a claimed one. The gate of a resident inference
+    waits for such a limit, but not if there is nothing to run.
 
 Workers of a launch may start as late as they like, and in any order. Passes follow one another
 forever, also when there is nothing left to do. ``LINES`` names each line of the protocol and each
@@ -38,40 +40,22 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from protocol_programs import ALL, CLAIMED, EXCLUSIVE, LINES, NONE, SPARE, Access, Call, Programs, Setting
+from protocol_programs import Access, Call, Programs
+from protocol_settings import (
+    ALL,
+    CLAIMED,
+    EXCLUSIVE,
+    LARGE,
+    LINES,
+    NONE,
+    RESIDENT,
+    SETTINGS,
+    SPARE,
+    STEPPED,
+    Setting,
+)
 
-__all__ = ["LARGE", "LINES", "SETTINGS", "SPARE", "Broken", "Found", "Setting", "search"]
-
-EITHER = (EXCLUSIVE, CLAIMED)
-
-SETTINGS = {
-    "direct": Setting((2, 1, 1), limits=(0, 1, ALL), changes=3, inferences=2),
-    "opaque": Setting((2, 1, 1), frozenset({1}), (EITHER,), limits=(0, ALL), changes=2, inferences=2),
-    "either": Setting(ways=(EITHER,), workers=(2,), limits=(0, 1), changes=2, inferences=2),
-    "either goes on": Setting(ways=(EITHER,), workers=(2,), limits=(0, 1, ALL), changes=2),
-    "copies": Setting(copies=2, limits=(0, 1, ALL), changes=2),
-    "copies of either": Setting(ways=(EITHER,), workers=(2,), copies=2, limits=(0, ALL), changes=2),
-    "limit first": Setting(ways=(EITHER,), workers=(2,), torn="limit"),
-    "limit last": Setting(ways=(EITHER,), workers=(2,), torn="rest"),
-    "claims of two": Setting(ways=((CLAIMED,), (CLAIMED,)), workers=(2, 1), changes=0),
-    "two lanes": Setting(ways=(EITHER, (CLAIMED,)), workers=(1, 1), limits=(0,)),
-    "two lanes go on": Setting((1, 1), ways=(EITHER, (CLAIMED,)), workers=(1, 1), limits=(0, ALL), changes=2),
-    "two equal lanes": Setting((1, 1), ways=(EITHER, EITHER), workers=(1, 1), limits=(0,), inferences=2),
-}
-LARGE = {
-    "direct": Setting((3, 2, 3), changes=5, inferences=3),
-    "opaque": Setting((2, 3, 2, 1), frozenset({1}), changes=5, inferences=3),
-    "either": Setting((3, 2), ways=(EITHER,), workers=(3,), changes=3, inferences=2),
-    "copies": Setting((3, 2), copies=2, changes=3, inferences=2),
-    "copies of either": Setting((2, 2), ways=(EITHER,), workers=(2,), copies=2, changes=2, inferences=2),
-    "limit first": Setting((2, 2), ways=(EITHER,), workers=(2,), changes=2, inferences=2, torn="limit"),
-    "limit last": Setting((2, 2), ways=(EITHER,), workers=(2,), changes=2, inferences=2, torn="rest"),
-    "claims of two": Setting((2, 2), ways=((CLAIMED,), (CLAIMED,)), workers=(2, 2), limits=(0, 1)),
-    "claims of two, torn": Setting(ways=((CLAIMED,), (CLAIMED,)), workers=(2, 1), limits=(0,), torn="limit"),
-    "claims of three": Setting((1, 1), ways=((CLAIMED,),) * 3, workers=(1, 1, 1), limits=(0,), changes=0),
-    "two lanes": Setting(ways=(EITHER, (CLAIMED,)), workers=(2, 1), limits=(0, 1), changes=2),
-    "two equal lanes": Setting(ways=(EITHER, EITHER), workers=(1, 1), limits=(0, 1), inferences=2),
-}
+__all__ = ["Broken", "Found", "search"]
 
 Step = tuple[bytes, str, tuple[Any, ...]]  # the next state, the promise broken on the way, what happened
 
@@ -210,14 +194,20 @@ class Model:
                 limit, stop = state[self.words["limit", lane, copy]], state[self.words["stop", lane, copy]]
                 rest = (*state[width : width + 3], stop)
                 result = limit if part == "limit" else rest if part == "rest" else (limit, *rest)
-                if state[caller] == 1:
-                    new[caller + 3] &= limit != 0 if state[caller + 1] == CLAIMED else limit == ALL
+                if state[caller] == 1 and state[caller + 1] == RESIDENT:
+                    new[caller + 3] = not any(state[self.writers : self.caller])
+                elif state[caller] == 1:
+                    new[caller + 3] &= limit != 0 if state[caller + 1] & CLAIMED else limit == ALL
                 elif part != "rest":
                     new[at + 2] = limit == state[width] != 0
             case ("begin", i, b, copy):
                 broken = self._begin(state, new, lane, at, i, b, copy)
             case ("end", i, b):
                 new[self.ran + self.before[i] + b] = 2
+            case ("sleep",):
+                nothing = state[self.ran : self.changes].count(2) == self.before[-1]
+                if nothing and state[self.words["begun",]] == state[self.words["wanted",]]:
+                    broken = "progress"
             case ("fresh", word):
                 new[word] += 1
                 if state[word] and state[self.ran : self.changes].count(2) != self.before[-1]:
@@ -237,7 +227,7 @@ class Model:
         if state[self.ran : self.ran + self.before[i]].count(2) != self.before[i]:
             return "order"
         new[self.ran + self.before[i] + b] = 1
-        if i in self.setting.opaque:
+        if i in self.setting.opaque - self.setting.looked:
             return ""
         limit, width = state[self.words["limit", lane, copy]], state[self.words["width", lane]]
         new[at + 2] = 0
@@ -245,7 +235,7 @@ class Model:
             return "pause"
         workers = (state[k] << 8 | state[k + 1] for k in range(self.at[lane], self.at[lane + 1], 3))
         inside = sum(self.points.access[point][0] == "end" for point in workers)
-        return "width" if state[self.caller + 4 * lane + 1] == CLAIMED and inside >= width else ""
+        return "width" if state[self.caller + 4 * lane + 1] & CLAIMED and inside >= width else ""
 
     def _leave(self, new: bytearray, lane: int) -> str:
         """Start the next kernel of the pass, or end the pass, if this was the last worker."""
@@ -254,13 +244,12 @@ class Model:
         early = 3 * ("stream: in order" in self.without and 1 < kernel <= self.launches)
         if any(new[self.at[lane] : self.at[lane + 1] - early]):
             return ""
-        if kernel <= self.launches:
+        if kernel == 1 and way == RESIDENT:
+            new[caller + 1] = way = STEPPED | new[self.words["choice", lane]]
+        if kernel <= self.launches + (way >= STEPPED):
             new[caller] += 1
-            new[caller + 2] &= way == EXCLUSIVE
-            i, setting = kernel - 1, self.setting
-            form = "guarded" if i in setting.opaque else "looped" if way == CLAIMED else "direct"
-            count = setting.workers[lane] if form == "looped" else setting.shares[i]
-            self._enter(new, lane, [(form, lane, i, which) for which in range(count)])
+            new[caller + 2] &= way != CLAIMED
+            self._enter(new, lane, self._workers(lane, kernel - 1, way))
             return ""
         new[caller : caller + 4] = bytes(4)
         if any(new[self.caller + 4 * other] for other in self.lanes):
@@ -268,6 +257,17 @@ class Model:
         if self._complete(new):
             return "" if new[self.ran : self.changes].count(2) == self.before[-1] else "once"
         return "progress" if alone else ""
+
+    def _workers(self, lane: int, i: int, way: int) -> list[Call]:
+        """Who runs launch i of a pass; behind the last one comes the step."""
+        setting = self.setting
+        if i == self.launches:
+            return [("step", lane)]
+        if i in setting.looked:
+            return [("look", lane, i)]
+        form = "guarded" if i in setting.opaque else "looped" if way & CLAIMED else "direct"
+        count = setting.workers[lane] if form == "looped" else setting.shares[i]
+        return [(form, lane, i, which) for which in range(count)]
 
     def _enter(self, new: bytearray, lane: int, calls: list[Call]) -> None:
         low, high = self.at[lane], self.at[lane + 1]
@@ -322,9 +322,12 @@ class Model:
             new[self.words["wanted",]] += 1
             yield bytes(new), "", ("another inference is wanted",)
         for lane in set(self.lanes).difference(flying):
-            if "caller: own lane" in self.without:
+            others = ((0, NONE), (0, 0), (NONE, NONE)) if self.setting.borrowed else ((0, NONE),)
+            for first, stop in others if self.setting.borrowed or "caller: own lane" in self.without else ():
                 new = bytearray(state)
-                new[self.words["first", lane]], new[self.words["stop", lane, 0]] = 0, NONE
+                new[self.words["first", lane]] = first
+                for copy in self.copies:
+                    new[self.words["stop", lane, copy]] = stop
                 yield bytes(new), "", (f"another program has a pass in lane {lane}",)
             for way in self.setting.ways[lane]:
                 if self._may_begin(state, way, flying):
@@ -333,22 +336,23 @@ class Model:
                     new[caller : caller + 4] = (
                         1,
                         way,
-                        way == EXCLUSIVE or switch,
+                        way != CLAIMED or switch,
                         not flying and not any(state[self.writers : self.caller]),
                     )
                     for other in flying:
                         new[self.caller + 4 * other + 3] = 0
-                    self._enter(new, lane, [("gate", lane, way)])
-                    yield bytes(new), "", (f"lane {lane} begins {'a claimed' if way else 'an exclusive'} pass",)
+                    self._enter(new, lane, [("gate", lane, way if way == RESIDENT else way & CLAIMED)])
+                    kind = "a resident" if way == RESIDENT else "a claimed" if way & CLAIMED else "an exclusive"
+                    yield bytes(new), "", (f"lane {lane} begins {kind} pass",)
 
     def _may_begin(self, state: bytes, way: int, flying: list[int]) -> bool:
-        if way == CLAIMED and self.setting.opaque and "caller: opaque exclusive" not in self.without:
+        if way & CLAIMED and self.setting.opaque and "caller: opaque exclusive" not in self.without:
             return False
-        if way == EXCLUSIVE:
+        if way != CLAIMED:
             return not flying or "caller: exclusive alone" in self.without
         for lane in flying:
             _, other, wait, _ = state[self.caller + 4 * lane : self.caller + 4 * lane + 4]
-            line = "caller: claimed waits" if other == EXCLUSIVE else "caller: switch first"
+            line = "caller: switch first" if other == CLAIMED else "caller: claimed waits"
             if wait and line not in self.without:
                 return False
         return True
@@ -360,7 +364,7 @@ class Model:
         lane, kernel, (kind, *rest), result = what
         if kind in ("load", "store", "add", "fresh"):
             rest[0] = next(" ".join(map(str, name)) for name, number in self.words.items() if number == rest[0])
-        where = "gate" if kernel == 1 else f"launch {kernel - 2}"
+        where = "gate" if kernel == 1 else f"launch {kernel - 2}" if kernel < self.launches + 2 else "step"
         return " ".join(map(str, (f"lane {lane} {where}:", kind, *rest, *(() if result is None else ("->", result)))))
 
 

@@ -8,80 +8,11 @@ that are named here; ``protocol_model.py`` runs the programs in every order.
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["ALL", "CLAIMED", "EXCLUSIVE", "LINES", "NONE", "SPARE", "Access", "Call", "Programs", "Setting"]
+from protocol_settings import ALL, CLAIMED, EXCLUSIVE, NONE, RESIDENT, Setting
 
-NONE = 255  # of ``first``, ``stop`` and ``last``
-ALL = 99  # a limit that holds nobody back
-EXCLUSIVE, CLAIMED = 0, 1  # ways of a pass
-
-LINES = {
-    # direct and strided: one worker for each share
-    "direct: before first": "i < first: leave",
-    "direct: behind stop": "i > stop: leave",
-    "direct: pass before limit": "a launch that the pass does not run leaves before it looks at the limit",
-    "direct: taken": "taken[b] == epoch: leave",
-    "direct: limit": "limit != ALL: leave",
-    "direct: stop": "stop = i, when it leaves for the limit",
-    "direct: stop everywhere": "in all copies of the lane's words",
-    "direct: take": "taken[b] = epoch",
-    # looped: any number of workers
-    "looped: width": "w >= width: leave",
-    "looped: done": "done[i-1] != shares[i-1]: stop = i - 1",
-    "looped: done not of first": "only i > first looks at the launch before",
-    "looped: behind stop": "i > stop: leave; so does the worker that has just set it to i - 1",
-    "looped: limit": "limit != width: leave",
-    "looped: limit each time": "the lane is loaded again before each claim",
-    "looped: limit before claim": "the limit is looked at before the claim, not behind it",
-    "looped: atomic claim": "claimed[i] is loaded and raised in one step",
-    "looped: end": "b >= shares[i]: leave",
-    "looped: taken": "taken[b] == epoch: the next one",
-    "looped: take": "taken[b] = epoch",
-    "looped: count": "done[i] += 1",
-    "looped: count behind": "done[i] is raised behind the share, not before",
-    "looped: atomic count": "done[i] is loaded and raised in one step",
-    # gates
-    "gate: epoch": "a new inference has a new epoch",
-    "gate: next of new": "a new inference begins at launch 0",
-    "gate: stop": "after an exclusive pass, next is where it stopped, or behind the last launch",
-    "gate: empty pass": "an exclusive pass with first == NONE leaves next as it was",
-    "gate: last lane": "the stop is that of the lane of the last exclusive pass, not of the gate's own",
-    "gate: scan": "after a claimed pass, next is the first launch with done != shares",
-    "gate: scan from next": "the scan begins at next, not at launch 0",
-    "gate: mode": "the mode is written",
-    "gate: width": "width = limit",
-    "gate: one limit": "width and first come from one load of the limit",
-    "gate: limit left alone": "a gate does not write the limit",
-    "gate: first": "first = next",
-    "gate: none under 0": "first = NONE if the limit is 0, or is not ALL for an exclusive pass",
-    "gate: clear stop": "stop = NONE",
-    "gate: clear of new": "a claimed gate that begins an inference clears claimed and done",
-    "gate: clear": "a claimed gate behind an exclusive pass clears claimed and done from next on",
-    "gate: count taken": "done[next] = number of taken shares of launch next",
-    # the caller of passes, writers of limits, and the stream
-    "caller: exclusive alone": "an exclusive pass begins when no pass of the inference is in flight",
-    "caller: claimed waits": "a claimed pass begins when no exclusive one is in flight",
-    "caller: switch first": "the gate that switches or begins has ended before another lane's pass begins",
-    "caller: want alone": "with several lanes, the next inference is wanted only when no pass is in flight",
-    "caller: own lane": "no other program uses the lane of an exclusive pass before the next gate",
-    "caller: opaque exclusive": "a program with an opaque launch has exclusive passes only",
-    "caller: next tells": "an inference with next behind its last launch is complete, whatever the last pass did",
-    "caller: one writer": "a change of a lane's limit has reached all copies before the next change of it begins",
-    "stream: in order": "a kernel starts when all workers of the one before have left",
-}
-SPARE = {
-    "direct: taken of first only": "only i == first looks at taken",
-    "direct: taken before limit": "taken is looked at before the limit",
-    "direct: take before": "taken[b] is stored before the share runs, not behind it",
-    "looped: before first": "i < first: leave",
-    "looped: stop": "stop = i, when it leaves for the limit",
-    "looped: stop everywhere": "in all copies of the lane's words, and not in the worker's alone",
-    "looped: behind stop again": "i > stop: leave, also after the first share",
-    "looped: limit of next": "the limit is loaded again after a share that was taken before",
-    "looped: take before": "taken[b] is stored before the share runs, not behind it",
-}
+__all__ = ["Access", "Call", "Programs"]
 
 Access = tuple[Any, ...]
 Call = tuple[Any, ...]
@@ -90,53 +21,17 @@ Part = Generator[Access, Any, int]
 Record = Generator[Access, Any, tuple[int, int, int, int, int]]
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """What is searched.
-
-    Attributes
-    ----------
-    shares
-        Shares of each launch.
-    opaque
-        Launches that run whole or not at all.
-    ways
-        By lane, the ways of the passes that it may have.
-    workers
-        By lane, workers of a looped launch.
-    copies
-        Of a lane's words; worker w looks at copy w modulo ``copies``.
-    limits
-        Values that a limit may take; each begins as ``ALL``.
-    changes
-        How often limits change, in all.
-    inferences
-        How many, one after the other.
-    torn
-        Which part of a lane's record is loaded first; "" if all is loaded at once.
-    """
-
-    shares: tuple[int, ...] = (2, 1)
-    opaque: frozenset[int] = frozenset()
-    ways: tuple[tuple[int, ...], ...] = ((EXCLUSIVE,),)
-    workers: tuple[int, ...] = (1,)
-    copies: int = 1
-    limits: tuple[int, ...] = (0, 1, 2, ALL)
-    changes: int = 1
-    inferences: int = 1
-    torn: str = ""
-
-
 class Programs:
     """The programs for a setting, without some lines, over a memory of numbered words."""
 
     def __init__(self, setting: Setting, without: frozenset[str]):
         self.shares, self.launches = setting.shares, len(setting.shares)
         self.copies, self.torn, self.without = setting.copies, setting.torn, without
+        self.narrow = not setting.opaque
         names: list[tuple[Any, ...]] = [(name,) for name in ("next", "epoch", "mode", "last", "begun", "wanted")]
         for lane in range(len(setting.ways)):
             # Of width, first and epoch all copies are equal while anybody looks: gates write them, alone in a lane.
-            names += [(name, lane) for name in ("width", "first", "epoch")]
+            names += [(name, lane) for name in ("width", "first", "epoch", "choice")]
             names += [(name, lane, copy) for name in ("limit", "stop") for copy in range(setting.copies)]
         for i, shares in enumerate(setting.shares):
             names += [("claimed", i), ("done", i), *(("taken", i, b) for b in range(shares))]
@@ -213,6 +108,14 @@ class Programs:
         yield ("begin", i, b, 0)
         yield ("end", i, b)
         return None
+
+    def look(self, lane: int, i: int) -> Program:
+        limit, width, first, _, stop = yield from self.record(lane, 0)
+        if (i < first and self.has("look: before first")) or (i > stop and self.has("look: behind stop")):
+            return None
+        if limit != width and self.has("look: limit"):
+            return ("leave", lane, i, "look", 0)
+        return ("whole", i, 0)
 
     def looped(self, lane: int, i: int, w: int) -> Program:
         _, _, first, _, stop = yield from self.record(lane, w % self.copies)
@@ -291,6 +194,8 @@ class Programs:
             after = yield from self.scan(after)
         if after >= self.launches and (yield self.load("begun")) != (yield self.load("wanted")):
             return ("fresh", lane, way, mode, after)
+        if way == RESIDENT:
+            return ("wait", lane, mode, after, False)
         return ("latch", lane, way, way == CLAIMED and mode == EXCLUSIVE, after, False)
 
     def scan(self, after: int) -> Part:
@@ -306,10 +211,11 @@ class Programs:
         last = yield self.load("last")
         if last == NONE:
             return after
-        if not self.has("gate: last lane"):
-            last = lane
-        first = yield self.load("first", last)
-        stop: int = yield self.load("stop", last, 0)
+        return (yield from self.ended(last if self.has("gate: last lane") else lane, after))
+
+    def ended(self, lane: int, after: int) -> Part:
+        first = yield self.load("first", lane)
+        stop: int = yield self.load("stop", lane, 0)
         if (first == NONE and self.has("gate: empty pass")) or not self.has("gate: stop"):
             return after
         return min(stop, self.launches)
@@ -320,11 +226,30 @@ class Programs:
             # Two numbers are enough: when an inference begins, every share holds that of the one before.
             epoch = yield self.load("epoch")
             yield self.store(epoch % 2 + 1, "epoch")
-        return ("latch", lane, way, way == CLAIMED, 0 if self.has("gate: next of new") else after, True)
+        after = 0 if self.has("gate: next of new") else after
+        return (
+            ("wait", lane, mode, after, True) if way == RESIDENT else ("latch", lane, way, way == CLAIMED, after, True)
+        )
+
+    def wait(self, lane: int, mode: int, after: int, new: bool) -> Program:
+        """The gate of a resident inference; its way is known when the limit lets it run."""
+        limit = yield ("limit", lane, 0)
+        closed = limit == 0 or (limit != ALL and not self.narrow)
+        idle = after >= self.launches
+        if closed and self.has("resident: wait") and not (idle and self.has("resident: nothing to run")):
+            yield ("sleep",)
+            return ("wait", lane, mode, after, new)
+        way = CLAIMED if limit != ALL and self.narrow and not idle and self.has("resident: way") else EXCLUSIVE
+        width = limit if self.has("resident: one limit") else (yield ("limit", lane, 0))
+        yield self.store(way, "choice", lane)
+        return ("begins", lane, way, way == CLAIMED and (new or mode == EXCLUSIVE), after, limit, width, new)
 
     def latch(self, lane: int, way: int, switch: bool, after: int, new: bool) -> Program:
         limit = yield ("limit", lane, 0)
         width = limit if self.has("gate: one limit") else (yield ("limit", lane, 0))
+        return ("begins", lane, way, switch, after, limit, width, new)
+
+    def begins(self, lane: int, way: int, switch: bool, after: int, limit: int, width: int, new: bool) -> Program:
         yield self.store(after, "next")
         if self.has("gate: mode"):
             yield self.store(way, "mode")
@@ -357,4 +282,17 @@ class Programs:
             yield self.store(NONE if nothing else after, "first", lane)
         if self.has("gate: clear stop"):
             yield from (self.store(NONE, "stop", lane, copy) for copy in range(self.copies))
+        return None
+
+    def step(self, lane: int) -> Program:
+        """Behind a pass, in the same lane."""
+        after = yield self.load("next")
+        if (yield self.load("mode")) == CLAIMED:
+            after = yield from self.scan(after)
+        elif (yield self.load("last")) == lane:
+            after = yield from self.ended(lane, after)
+        if self.has("step: next"):
+            yield self.store(after, "next")
+        if self.has("step: forget"):
+            yield self.store(NONE, "last")
         return None

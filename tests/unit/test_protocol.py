@@ -1,7 +1,9 @@
 """The pause-and-resume protocol holds in every interleaving, and in none of them without a line that it needs."""
 
+import limiter_model
 import pytest
-from protocol_model import LINES, SETTINGS, SPARE, Setting, search
+from protocol_model import search
+from protocol_settings import LINES, SETTINGS, SPARE, Setting
 
 # By line: where its loss shows, and what it breaks.
 BREAKS = {
@@ -44,6 +46,17 @@ BREAKS = {
     "gate: clear of new": ("either", "once"),
     "gate: clear": ("either", "progress"),
     "gate: count taken": ("either", "progress"),
+    "resident: wait": ("resident", "progress"),
+    "resident: nothing to run": ("resident", "progress"),
+    "resident: way": ("resident", "progress"),
+    "resident: one limit": ("resident", "pause"),
+    "step: next": ("resident", "progress"),
+    "step: forget": ("resident", "once"),
+    "look: before first": ("resident looks", "once"),
+    "look: behind stop": ("resident looks", "order"),
+    "look: limit": ("resident looks", "pause"),
+    "look: stop": ("resident looks", "order"),
+    "look: stop everywhere": ("resident looks", "order"),
     "caller: exclusive alone": ("two lanes", "once"),
     "caller: claimed waits": ("two lanes", "once"),
     "caller: switch first": ("claims of two", "once"),
@@ -99,3 +112,30 @@ def test_pauses_happen_while_blocks_run() -> None:
 def test_an_unknown_line_is_refused() -> None:
     with pytest.raises(KeyError, match="no such line"):
         search(Setting(), frozenset({"no such line"}))
+
+
+@pytest.mark.parametrize("name", limiter_model.SETTINGS)
+def test_a_limit_is_right_when_all_that_hold_it_are_gone(name: str) -> None:
+    states, wrong = limiter_model.search(name)
+    assert wrong is None
+    assert states > 900
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("fence: change", "two criticals"),
+        ("fence: look", "two criticals"),
+        ("again", "two criticals"),
+        ("count", "held by another stream"),
+        ("hold behind a word", "another width"),
+    ],
+)
+def test_without_a_line_a_limit_may_stay_wrong(line: str, name: str) -> None:
+    assert line in limiter_model.LINES
+    assert limiter_model.search(name, frozenset({line}))[1] is not None
+
+
+def test_a_line_of_limits_that_is_unknown_is_refused() -> None:
+    with pytest.raises(KeyError, match="no such line"):
+        limiter_model.search("two criticals", frozenset({"no such line"}))
