@@ -78,8 +78,8 @@ class Contract(Resident):
     def _arrived(self, request: Request, now_us: float) -> Iterator[Command]:
         task, watch = request.task, self._watches[request.task.name]
         lane, pause = self._lane[task.criticality], self._pause
-        sms = 0 if pause or watch.solo.p99_us is None else watch.width.sms
-        seen = self._seen[request] = _Seen(lane, sms, steers=pause is None)
+        sms = watch.sms(behind=any(other.lane == lane for other in self._seen.values()))
+        seen = self._seen[request] = _Seen(lane, 0 if pause else sms, steers=pause is None and sms == watch.width.sms)
         below = range(lane + 1, len(self.lanes))
         yield self._run(request, lane, dict.fromkeys(below, None if sms == self._most else sms))
         watch.came(now_us)
@@ -94,6 +94,9 @@ class Contract(Resident):
             left_us = watch.allowance.left_us(now_us)
             if below and left_us >= _LONG * watch.gap_us:
                 self._pause = _Pause(lane, task.name, task.name, now_us, now_us + left_us)
+                seen.sms = 0
+                for other in self._seen.values():
+                    other.steers = False
                 for paused in below:
                     yield Limit(paused, 0)
                 yield Wake(self._pause.until_us)
@@ -108,12 +111,12 @@ class Contract(Resident):
         if not seen.met:
             watch.book(seen, finish_us - max(request.arrival_us, self._end_us[seen.lane]), self._slowdown)
         self._end_us[seen.lane] = finish_us
-        if pause is not None and pause.owner == request.task.name:
-            if seen.alone and len(watch.solo) == FLOOR:
+        if pause is not None and seen.alone and pause.owner == request.task.name:
+            begun = len(watch.solo) == FLOOR
+            if begun or pause.until_us - now_us < _LONG * watch.gap_us:
                 yield from self._resume(now_us)
+            if begun:
                 watch.allowance.settle(now_us)
-            elif pause.until_us - now_us < _LONG * watch.gap_us:
-                yield from self._resume(now_us)
 
     def _resume(self, now_us: float) -> Iterator[Command]:
         pause, self._pause = self._pause, None
@@ -169,6 +172,12 @@ class _Watch:
     last: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=1000))
     gap_us: float = math.inf
     last_us: float = math.nan
+
+    def sms(self, *, behind: bool) -> int:
+        """The width for a request; nothing is tried with one that waits behind another."""
+        if self.solo.p99_us is None:
+            return 0
+        return self.width.proven_sms if behind else self.width.sms
 
     def came(self, now_us: float) -> None:
         """A request arrived."""

@@ -11,7 +11,7 @@ _GAIN = 0.6  # how far a late request narrows, in logarithms: to a little more t
 _FAST = 8.0  # how much faster it widens on the way back to where it was
 _NEAR = 20  # requests within which a second late one is no accident
 _TRY = 500  # requests in time after which all SMs are tried
-_LEAST = math.log(0.25)  # a pause, from which it takes a while to come back
+_LEAST = math.log(0.05)  # a pause, from which it takes a while to come back
 
 
 class Width:
@@ -25,7 +25,7 @@ class Width:
 
     More SMs do not always do more harm: work that is packed on few SMs slows these down more than the
     same work on all of them. So all SMs are tried at the start, and again from time to time; the
-    first late request ends that.
+    first late request ends that, and counts for nothing else.
 
     Parameters
     ----------
@@ -44,8 +44,16 @@ class Width:
 
     @property
     def sms(self) -> int:
-        """The width now, 0 to all."""
-        return min(round(math.exp(self._log)), self._most)
+        """The width for the next request, 0 to all."""
+        return self._sms(self._log)
+
+    @property
+    def proven_sms(self) -> int:
+        """The same without what is only being tried."""
+        return self._sms(self._log if self._back is None else self._back)
+
+    def _sms(self, log: float) -> int:
+        return min(round(math.exp(log)), self._most)
 
     def told(self, late: bool) -> None:
         """Whether a request that ran at this width was late."""
