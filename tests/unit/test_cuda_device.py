@@ -1,12 +1,15 @@
+# ruff: noqa: N802 - the names are those of the driver's calls
 """The GPU as a device of lanes, in front of a GPU without a processor."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from time import sleep
+from typing import Any
 
 import pytest
 from fake_driver import CUresult, FakeDriver
+from null_gpu import Context, Function
 from null_kernels import EFFECTS
 from support import Profiles, program
 
@@ -17,10 +20,11 @@ from miriam.device.cuda.device import CudaDevice
 from miriam.device.cuda.driver import HostMemory
 from miriam.device.cuda.lane import CudaLane
 from miriam.device.cuda.place import Place
-from miriam.device.cuda.work import Codes
+from miriam.device.cuda.work import Codes, Work
 from miriam.elastic.state import ALL
 from miriam.elastic.state import Lane as Record
 from miriam.errors import DeviceError
+from miriam.program import Kernel, Launch, Pointer, Scalar, Source
 from miriam.task import Request, Task
 
 FAST = Task("fast", program("fast"), 1)
@@ -38,9 +42,36 @@ def _sms(gpu: FakeDriver, seen: int) -> None:
         gpu.set_word(seen + 4 * block, block // 2)
 
 
+@dataclass(frozen=True)
+class Bound(Function):
+    """A kernel in the context in which it was asked for."""
+
+    context: Context | None
+
+
+class Strict(FakeDriver):
+    """Lets nothing of one context be used in another, which null effects would not notice."""
+
+    def _cuKernelGetFunction(self, kernel: Function) -> tuple[Bound]:
+        return (Bound(kernel.name, kernel.library, kernel.sizes, self._current[-1]),)
+
+    def _cuLaunchKernel(self, f: Bound, *args: Any) -> Any:
+        stream = args[7]
+        return super()._cuLaunchKernel(f, *args) if f.context is stream.context else CUresult.CUDA_ERROR_INVALID_CONTEXT
+
+    def _cuEventCreate(self, *args: Any) -> Any:
+        (event,) = super()._cuEventCreate(*args)
+        event.context = self._current[-1]
+        return (event,)
+
+    def _cuEventRecord(self, event: Any, stream: Any) -> Any:
+        right = event.context is stream.context
+        return super()._cuEventRecord(event, stream) if right else CUresult.CUDA_ERROR_INVALID_CONTEXT
+
+
 @pytest.fixture
 def cu(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
-    fake = FakeDriver()
+    fake = Strict()
     fake.install(monkeypatch)
     fake.effects.update(EFFECTS)
     fake.effects["sms"] = _sms
@@ -286,7 +317,7 @@ def test_whatever_call_fails_the_error_names_it_and_nothing_leaks(
     for at, call in enumerate(cu.names()[:calls]):
         if call in CLOSING:
             continue  # what cannot be given back stays
-        again = FakeDriver()
+        again = Strict()
         again.effects.update(cu.effects)
         with pytest.MonkeyPatch.context() as patch:
             again.install(patch)
@@ -466,5 +497,179 @@ def test_an_out_of_memory_error_leaves_what_was_there(cu: FakeDriver) -> None:
     del cu.fail["cuMemAlloc"]
     on.submit(Run(request(FAST), 0))
     assert [run.request.task for run in ended(on)] == [FAST]
+    on.close()
+    assert cu.leaks() == []
+
+
+OTHER = Task("other", program("other"), 2)
+THREE = (Lane("upper", 2), Lane("middle", 1), Lane("normal"))
+
+
+def until(released: Callable[[], bool]) -> Callable[..., Iterator[None]]:
+    """A kernel that ends when it may."""
+
+    def effect(*_: object) -> Iterator[None]:
+        while not released():
+            yield
+
+    return effect
+
+
+def test_of_two_limits_that_hold_at_a_time_the_lower_counts(cu: FakeDriver) -> None:
+    on, over = opened(THREE), set[str]()
+    cu.effects["other_0"] = until(lambda: "upper" in over)
+    cu.effects["fast_0"] = until(lambda: "middle" in over)
+    on.submit(upper := Run(request(OTHER), 0, limits={2: 0}))
+    assert limits(cu, record(cu)) == 0
+    on.submit(middle := Run(request(FAST), 1, limits={2: 24}))
+    assert limits(cu, record(cu)) == 0
+    for run, limit in ((upper, 24), (middle, ALL)):
+        over.add(on_lane := THREE[run.lane].name)
+        cu.run()
+        assert next(on.events(1e7)).run is run, on_lane
+        assert limits(cu, record(cu)) == limit
+    on.close()
+
+
+@pytest.mark.parametrize("name", ["cuda:0", "cuda:0/16"])
+def test_elastic_runs_hold_those_below_them_too(cu: FakeDriver, name: str) -> None:
+    on = opened(THREE, name)
+    on.submit(Limit(2, 8))
+    below, seen = record(cu), []
+
+    def step(gpu: FakeDriver, *args: int) -> None:
+        EFFECTS["miriam_step"](gpu, *args)
+        seen.append(limits(gpu, below))
+
+    cu.effects["miriam_step"] = step
+    on.submit(Limit(1, 0))  # it waits, and those below it too
+    on.submit(run := Run(request(FAST), 1, workers=8, limits={2: 0}))
+    assert limits(cu, below) == 0
+    on.submit(slow := Run(request(SLOW), 2, workers=8))
+    on.submit(Limit(1, None))
+    cu.run()
+    assert ended(on) == [run, slow]
+    assert seen[0] == 0
+    assert limits(cu, below) == 8
+    on.close()
+    assert cu.leaks() == []
+
+
+@pytest.mark.parametrize("name", ["cuda:0", "cuda:0/16"])
+@pytest.mark.parametrize("resizable", [True, False])
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_a_lane_that_is_narrow_for_good_gets_on(
+    cu: FakeDriver, monkeypatch: pytest.MonkeyPatch, name: str, resizable: bool, when: str
+) -> None:
+    monkeypatch.setattr(Work, "resizable", resizable)
+    on = opened(name=name)
+    on.submit(Limit(1, 8 if when == "before" else 0))
+    on.submit(Run(request(SLOW), 1, workers=8))
+    on.submit(Limit(1, 8))
+    cu.run()
+    assert len(ended(on)) == 1
+    assert limits(cu, record(cu)) == 8
+    on.close()
+
+
+def test_a_limit_of_all_sms_is_none(cu: FakeDriver) -> None:
+    on = opened(name="cuda:0/16")
+    on.submit(Limit(1, 0))
+    for sms, limit in ((15, 15), (16, ALL), (0, 0), (132, ALL)):
+        on.submit(Limit(1, sms))
+        assert limits(cu, record(cu)) == limit
+    on.close()
+
+
+def test_runs_that_follow_the_same_ones_do_not_wait_for_each_other(cu: FakeDriver) -> None:
+    """Two stages of two requests; the second ones meet on the GPU, or they would not end."""
+    on = opened()
+    both = [request(FAST), request(SLOW)]
+    for name, other in (("fast_1", "slow_1"), ("slow_1", "fast_1")):
+        cu.effects[name] = until(lambda other=other: any(run.name == other for run in cu.launches))
+    cu.auto = False
+    first = tuple(Run(each, lane, 0, 1) for lane, each in enumerate(both))
+    second = tuple(Run(each, lane, 1, 2, after=first) for lane, each in enumerate(both))
+    for run in (*first, *second):
+        on.submit(run)
+    cu.run()
+    cu.auto = True
+    told = ended(on)
+    assert set(told[:2]) == set(first)  # the end of what comes first is told first
+    assert set(told[2:]) == set(second)
+    on.close()
+    assert cu.leaks() == []
+
+
+@pytest.mark.parametrize("name", ["cuda:0", "cuda:0/16"])
+def test_a_run_follows_one_that_has_not_begun(cu: FakeDriver, name: str) -> None:
+    on = opened(name=name)
+    on.submit(Limit(1, 0))
+    runs = [Run(request(SLOW, number), 1, workers=8) for number in range(2)]
+    for run in runs:
+        on.submit(run)
+    for after in runs[::-1]:
+        on.submit(follower := Run(request(FAST, len(runs)), 0, after=(after,)))
+        runs.append(follower)
+    assert list(on.events(2_000.0)) == []
+    assert not any(run.name == "fast_0" for run in cu.launches)
+    on.submit(Limit(1, None))
+    cu.run()
+    told = ended(on)
+    assert sorted(map(runs.index, told)) == [0, 1, 2, 3]
+    assert told.index(runs[2]) > told.index(runs[1])
+    assert told.index(runs[3]) > told.index(runs[0])
+    done = [run.name for run in cu.launches if run.name in ("fast_1", "miriam_step")]
+    assert done == ["miriam_step"] * done.count("miriam_step") + ["fast_1"] * 2
+    on.close()
+    assert cu.leaks() == []
+
+
+def test_a_run_never_holds_one_that_it_follows(cu: FakeDriver) -> None:
+    on, over = opened(), set[str]()
+    cu.effects["fast_0"] = until(lambda: "first" in over)
+    on.submit(Run(request(FAST), 0, limits={1: 0}))
+    on.submit(slow := Run(request(SLOW), 1, workers=8))
+    on.submit(Run(request(FAST, 1), 0, limits={1: 0}, after=(slow,)))
+    on.submit(Run(request(FAST, 2), 0, limits={1: 0}))
+    over.add("first")
+    cu.run()
+    assert len(ended(on)) == 4
+    assert limits(cu, record(cu)) == ALL
+    on.close()
+
+
+@pytest.mark.parametrize("lanes", [LANES, (Lane("critical", sms=64), Lane("normal", sms=64))], ids=["one", "two"])
+def test_shards_of_a_launch_make_a_request(cu: FakeDriver, lanes: Sequence[Lane]) -> None:
+    on = opened(lanes)
+    own = request(SLOW)
+    first = [Run(own, 1, blocks=(begin, begin + 100), workers=100) for begin in (0, 100, 200)]
+    rest = Run(own, 1, first=1)
+    for run in (*first, rest):
+        on.submit(run)
+    on.submit(Run(request(FAST), 0, blocks=(0, 64), workers=64, limits={1: 0}))
+    assert len(ended(on)) == 5
+    assert own.finish_us is not None
+    assert limits(cu, record(cu)) == ALL
+    on.close()
+    assert cu.leaks() == []
+
+
+@pytest.mark.parametrize("name", ["cuda:0", "cuda:0/16"])
+def test_copies_and_fills_run_in_any_way(cu: FakeDriver, name: str) -> None:
+    sources = (Source.COPY, Source.FILL)
+    memory = [Kernel(str(source), source, (1, 1, 1), 0, opaque="no code") for source in sources]
+    eight = [Scalar((4 * 2**i).to_bytes(8, "little")) for i in range(4)]
+    launches = (
+        Launch(2, (1, 1, 1), (Pointer(2), eight[0])),
+        Launch(0, (1, 1, 1), (Pointer(2), Pointer(1), eight[1])),
+        Launch(1, (1, 1, 1), (Pointer(2), eight[0], Scalar((1).to_bytes(8, "little")), eight[2])),
+    )
+    mixed = replace(FAST.program, name="mixed", kernels=(*memory, FAST.program.kernels[0]), launches=launches)
+    on = opened(name=name, verify=True)
+    for number, workers in enumerate((None, 8, None)):
+        on.submit(Run(request(Task("mixed", mixed), number), 1, workers=workers))
+    assert len(ended(on)) == 3
+    assert on.outputs() == {"mixed": (3, 0)}
     on.close()
     assert cu.leaks() == []

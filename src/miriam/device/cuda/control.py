@@ -17,19 +17,22 @@ class Control:
 
     def _launch(self, name: str, stream: Stream, *words: int | bytes, blocks: int = 1) -> None:
         """Enqueue a kernel; the context of ``stream`` is the current one."""
+        args = [word if isinstance(word, bytes) else word.to_bytes(8, "little") for word in words]
+        self._function(name, stream).launch(stream, (blocks, 1, 1), (resident.THREADS[name], 1, 1), 0, args)
+
+    def _function(self, name: str, stream: Stream) -> Function:
         key = name, stream.partition
         if key not in self._functions:
             self._functions[key] = self._module.function(name)
-        args = [word if isinstance(word, bytes) else word.to_bytes(8, "little") for word in words]
-        self._functions[key].launch(stream, (blocks, 1, 1), (resident.THREADS[name], 1, 1), 0, args)
+        return self._functions[key]
 
     def forget(self, partition: Partition) -> None:
         """A partition is about to be closed, and what was loaded for it goes with it."""
         self._functions = {key: function for key, function in self._functions.items() if key[1] is not partition}
 
     def hold(self, stream: Stream, table: int, lanes: int, count: int = 1) -> None:
-        """Enqueue: ``count`` more runs hold limits on the lanes of ``table``."""
-        self._launch(resident.HOLD, stream, table, _half(lanes), _half(count))
+        """Enqueue: ``count`` more runs hold limits on the lanes of ``table``, -1: one less."""
+        self._launch(resident.HOLD, stream, table, _half(lanes), _half(count & 0xFFFFFFFF))
 
     def release(self, stream: Stream, table: int, lanes: int, counter: int, words: int) -> None:
         """Enqueue: a run is over, with its limits if it had any; the host is told."""

@@ -25,14 +25,14 @@ from miriam.device.base import (
     check_limit,
 )
 from miriam.device.cuda.clock import Clock
-from miriam.device.cuda.driver import Stream
 from miriam.device.cuda.instance import Instance
 from miriam.device.cuda.lane import WORDS, CudaLane
+from miriam.device.cuda.limits import Limits
 from miriam.device.cuda.place import Place, parse
 from miriam.device.cuda.profiler import launch_times_us, short_name
-from miriam.device.cuda.work import Codes, Holds, Plan, Work
+from miriam.device.cuda.work import Codes, Plan, Work
 from miriam.elastic.dealing import share_sizes
-from miriam.elastic.state import ALL, IDLE_AT, PADDED_AT
+from miriam.elastic.state import ALL
 from miriam.errors import DeviceError
 from miriam.profile import ProfileSource, launch_key
 from miriam.program import Program
@@ -42,7 +42,6 @@ __all__ = ["CudaDevice"]
 
 _HUNG_US = 20e6  # without a sign of life from a lane that has work and may run
 _COMMAND_US = 5.0  # of the host for a graph launch from Python, as a policy may reckon
-_NOTHING = Holds()
 
 
 class CudaDevice:
@@ -98,7 +97,6 @@ class CudaDevice:
             self._made = made.pop_all()  # closed backwards
         self._lanes: list[CudaLane] = []
         self._works: dict[tuple[str, Place], Work] = {}
-        self._tables: dict[bytes, int] = {}
         self._due: list[tuple[float, int, Request | None]] = []
         self._count = itertools.count()
         self._left: dict[Request, int] = {}
@@ -121,8 +119,8 @@ class CudaDevice:
         self._place.activate()
         self._host = gpu.host_memory(WORDS * len(lanes))
         self._made.callback(self._host.close)
-        self._control: Stream = self._place.stream(len(lanes))
-        self._made.callback(self._control.close)
+        self._limits = Limits(gpu, self._codes.control, self._place.stream(len(lanes)), self._lanes)
+        self._made.callback(self._limits.close)
         wanted = [lane.sms for lane in lanes if lane.sms is not None]
         parts = [Place(gpu, partition) for partition in gpu.partitions(wanted)] if wanted else []
         for part in parts:
@@ -135,6 +133,7 @@ class CudaDevice:
                 ids[place] = place.ids()
             self._lanes.append(CudaLane(lane, place, self._host, number, ids[place]))
             self._made.callback(self._lanes[-1].close)
+        self._place.activate()
 
     def offer(self, request: Request) -> None:
         """Let ``request`` arrive at its ``arrival_us``."""
@@ -176,8 +175,8 @@ class CudaDevice:
         if isinstance(command, Limit):
             check_limit(command, len(self._lanes))
             lane = self._lanes[command.lane]
-            lane.idle = ALL if command.sms is None else command.sms
-            self._write(lane, IDLE_AT, lane.idle)
+            lane.idle = lane.width(command.sms)
+            self._limits.rest(lane)
             self._go_on(lane)
             return
         lane, request = self._lanes[command.lane], command.request
@@ -190,8 +189,11 @@ class CudaDevice:
         lane.flying.append(command)
         self._flying += 1
         try:
-            self._begin(lane)
+            if lane.begun == len(lane.flying) - 1:
+                self._begin(lane)
         except BaseException:
+            lane.forget(command)
+            self._limits.rest(lane)
             lane.flying.pop()
             self._flying -= 1
             lane.begun, lane.passing = min(lane.begun, len(lane.flying)), None
@@ -204,47 +206,77 @@ class CudaDevice:
             work = self._work(run.request.task, lane)
             elastic = run.workers is not None and run.blocks is None and self._elastic(work, lane, run)
             in_passes = elastic and not lane.place.conditional
-            if in_passes and lane.begun:
+            if (in_passes and lane.begun) or not self._follow(lane, run):
                 return
             lane.begun += 1
-            for earlier in run.after:
-                other = self._lanes[earlier.lane]
-                if other is not lane and earlier in other.flying:
-                    lane.stream.wait(other.mark())
             if run.blocks is not None:
-                work.shard(lane, run.first, run.blocks, run.threads)
-            elif in_passes:
+                with self._standing_still():
+                    work.shard(lane, run.first, run.blocks, run.threads)
+                self._hold(run)
+                continue
+            narrow = None
+            if elastic:
+                with self._standing_still():
+                    narrow = work.resizable and (in_passes or lane.narrow)
+                if not narrow:
+                    lane.blunt.add(run)
+                    self._limits.rest(lane)
+            if in_passes:
+                with self._standing_still():
+                    work.single(lane, narrow=False)
+                self._hold(run)
                 lane.passing = work
                 self._go_on(lane)
-            elif elastic:
-                with self._standing_still():
-                    graph = work.resident(lane, narrow=lane.padded > 0 and work.resizable)
-                graph.launch(lane.stream)
             else:
-                self._whole(work, lane, run)
+                self._launch(work, lane, run, narrow)
 
-    def _whole(self, work: Work, lane: CudaLane, run: Run) -> None:
-        """Enqueue launches as they are."""
-        key = (work, run.first, run.last, *run.limits)
+    def _follow(self, lane: CudaLane, run: Run) -> bool:
+        """Let a lane wait for the runs that ``run`` comes after; gives False if one of them is not enqueued whole."""
+        if not run.after:
+            return True
+        waits = []
+        for earlier in run.after:
+            other = self._lanes[earlier.lane]
+            if other is not lane and earlier in other.flying:
+                if other.passing is not None or other.flying.index(earlier) >= other.begun:
+                    return False
+                waits.append(other.mark(earlier))
+        if lane.begun:  # others may come after it as well, and need not wait for this one
+            lane.mark(lane.flying[lane.begun - 1])
+        self._place.activate()
+        for event in waits:
+            lane.stream.wait(event)
+        return True
+
+    def _launch(self, work: Work, lane: CudaLane, run: Run, narrow: bool | None) -> None:
+        """Enqueue launches as they are, or (``narrow`` is not None) an inference that looks after itself."""
+        key = (work, run.first, run.last, narrow, *run.limits)
         plan = lane.plans.get(key)
         if plan is None:
             with self._standing_still():
-                holds = self._holds_of(run)
-                alone = work.original(lane, run.launches, holds, hold=True)
-                plan = lane.plans[key] = Plan(alone, work.original(lane, run.launches, holds, hold=False), holds)
-        overlapping = False
-        for other, sms in zip(plan.holds.lanes, run.limits.values(), strict=True):
-            wanted = ALL if sms is None else sms
-            if other.padded != wanted:
-                other.padded = wanted
-                self._write(other, PADDED_AT, wanted)
-            overlapping |= other.held > 0
-            other.held += 1
-        if overlapping:  # hold at once: the graph may wait for a run in front of it, whose end would let go
-            self._codes.control.hold(self._control, plan.holds.table, len(plan.holds.lanes))
+                holds = self._limits.of(run.limits)
+                graphs = [
+                    work.original(lane, run.launches, holds, hold=hold)
+                    if narrow is None
+                    else work.resident(lane, holds, hold=hold, narrow=narrow)
+                    for hold in ((True, False) if run.limits else (True,))
+                ]
+                plan = lane.plans[key] = Plan(graphs[0], graphs[-1], holds)
+        # Hold at once, since the graph may wait for a run in front of it, whose end would let go; but not if that
+        # waits for a run which might be held.
+        if self._limits.book(run.limits) and not any(other.after for other in lane.flying):
+            self._limits.hold(plan.holds)
             plan.following.launch(lane.stream)
         else:
             plan.alone.launch(lane.stream)
+
+    def _hold(self, run: Run) -> None:
+        """Hold the lanes that a run limits, until :meth:`_hear` lets them go; for runs whose graphs do not."""
+        if run.limits:
+            with self._standing_still():
+                holds = self._limits.of(run.limits)
+            self._limits.book(run.limits)
+            self._limits.hold(holds)
 
     def _go_on(self, lane: CudaLane) -> None:
         """Enqueue the next pass of the inference under way, where the host does that and the limit lets it run."""
@@ -275,26 +307,6 @@ class CudaDevice:
             self._say(f"{program.name} runs whole in a partition: {name} is not elastic ({why})")
             return False
         return True
-
-    def _holds_of(self, run: Run) -> Holds:
-        """The lanes that a run holds down."""
-        lanes = tuple(self._lanes[number] for number in run.limits)
-        return Holds(self._table(lanes), lanes) if lanes else _NOTHING
-
-    def _write(self, lane: CudaLane, at: int, value: int) -> None:
-        """Change a word of what decides a lane's limit, and let it take effect."""
-        self._control.fill(lane.limiter + at, value, 4, 1)
-        self._codes.control.hold(self._control, lane.table, 1, 0)
-
-    def _table(self, lanes: Sequence[CudaLane]) -> int:
-        """Address of a table of lanes for the kernels that change limits."""
-        words = b"".join(lane.row for lane in lanes)
-        if words not in self._tables:
-            table = self._codes.gpu.allocate(len(words))
-            self._made.callback(self._codes.gpu.free, table)
-            self._codes.gpu.write(table, words)
-            self._tables[words] = table
-        return self._tables[words]
 
     def events(self, until_us: float) -> Iterator[Event]:
         """Events in the order of time, up to ``until_us`` or until nothing is left to happen."""
@@ -330,20 +342,31 @@ class CudaDevice:
         word = self._host.words[lane.word]
         ends = (word - lane.heard) & 0xFFFFFFFF
         lane.heard = word
+        passing = lane.passing is not None
         if lane.passing is not None:
             lane.in_pass = False
             if not self._host.words[lane.word + 1]:
                 self._go_on(lane)
                 return
-            lane.passing.settle(lane)
+            with self._standing_still():
+                lane.passing.settle(lane)
             lane.passing = None
         for _ in range(ends):
-            run = lane.flying.popleft()
+            run = lane.flying[0]
+            for earlier in run.after:  # the end of what comes first is told first
+                other = self._lanes[earlier.lane]
+                if other is not lane and earlier in other.flying:
+                    self._hear(other, now_us)
+            lane.flying.popleft()
             lane.begun -= 1
             self._flying -= 1
+            if passing or run.blocks is not None:
+                self._limits.hold(self._limits.of(run.limits), -1)
             self._finish(lane, run, now_us)
             self._told.append(Event(EventKind.FINISHED, now_us, run.request, run))
-        self._begin(lane)
+        for other in self._lanes:
+            if other.begun < len(other.flying):
+                self._begin(other)
 
     def _finish(self, lane: CudaLane, run: Run, now_us: float) -> None:
         request, begin_us = run.request, lane.since_us
@@ -357,8 +380,10 @@ class CudaDevice:
         if not self._left[request]:
             request.finish_us = now_us
             del self._left[request]
+        lane.forget(run)
+        self._limits.rest(lane)
+        self._limits.strike(run.limits)
         for number in run.limits:
-            self._lanes[number].held -= 1
             self._go_on(self._lanes[number])
         if not self._flying:
             self._busy_us += now_us - self._busy_since_us
@@ -408,16 +433,14 @@ class CudaDevice:
         """
         for lane in self._lanes:
             lane.passing = None
-            lane.padded = lane.idle = ALL
-            self._write(lane, IDLE_AT, ALL)
-            self._write(lane, PADDED_AT, ALL)
+            self._limits.lift(lane)
         until_ns = perf_counter_ns() + int(_HUNG_US * 1e3)
         for lane in self._lanes:
             while not lane.stream.done:
                 if perf_counter_ns() > until_ns:
                     raise DeviceError(f"lane {lane.lane.name} of {self.name} does not end: the GPU hangs")
         if self._lanes:
-            self._control.synchronize()
+            self._limits.synchronize()
 
     def close(self) -> None:
         """Let what is under way end and give everything back; allowed twice."""

@@ -44,9 +44,14 @@ class CudaLane:
     passing, in_pass
         Whose inference is under way where the host enqueues each pass of it; whether a pass is enqueued.
     held
-        Runs in flight, on other lanes, that hold a limit on this one.
+        Limits that runs in flight on other lanes hold on this one, in SMs.
     padded, idle
         The limit while there are such runs, and while there are none, in SMs.
+    blunt
+        Elastic runs in flight that know no limit but ``ALL`` and 0; while there are any, ``idle`` means one
+        of these.
+    idle_told
+        What the GPU knows as the limit while nobody holds the lane.
     heard
         Number of run ends that the host knows of.
     seen, seen_us
@@ -66,12 +71,14 @@ class CudaLane:
         self.begun = 0
         self.passing: Work | None = None
         self.in_pass = False
-        self.held = 0
-        self.padded, self.idle = 0, ALL
+        self.held: list[int] = []
+        self.padded, self.idle, self.idle_told = 0, ALL, ALL
+        self.blunt: set[Run] = set()
         self.heard = self.seen = 0
         self.seen_us = 0.0
         self.since_us = 0.0
-        self._event: Event | None = None
+        self._marks: dict[Run, Event] = {}
+        self._events: list[Event] = []
         self._memory = 0
         # A narrow lane keeps the SMs on which blocks are placed last: those of a small critical launch come first.
         start = Record().pack() + ranks(sm_ids[::-1]) + Limiter(padded=0).pack()
@@ -93,20 +100,43 @@ class CudaLane:
     @property
     def limit(self) -> int:
         """The limit that is in force, as far as the host knows."""
-        return min(self.padded, self.idle) if self.held else self.idle
+        return min(self.padded, self.idle_now) if self.held else self.idle_now
 
-    def mark(self) -> Event:
-        """An event behind what is in the stream now."""
-        if self._event is None:
-            self._event = Event(timed=False)
-        self._event.record(self.stream)
-        return self._event
+    @property
+    def idle_now(self) -> int:
+        """The limit while nobody holds the lane, for what is in flight."""
+        return ALL if self.idle and self.blunt else self.idle
+
+    @property
+    def narrow(self) -> bool:
+        """Whether it has, or may soon have, a limit that leaves some of its SMs."""
+        return 0 < self.padded < ALL or 0 < self.idle < ALL
+
+    def width(self, sms: int | None) -> int:
+        """A limit as the GPU knows it."""
+        return ALL if sms is None or sms >= self.place.sms else sms
+
+    def mark(self, run: Run) -> Event:
+        """Give an event behind ``run``, or behind all that was enqueued since where nobody asked before."""
+        if run not in self._marks:
+            if not self._events:
+                self.place.activate()
+                self._events.append(Event(timed=False))
+            self._events[-1].record(self.stream)
+            self._marks[run] = self._events.pop()
+        return self._marks[run]
+
+    def forget(self, run: Run) -> None:
+        """``run`` is over."""
+        self.blunt.discard(run)
+        if run in self._marks:
+            self._events.append(self._marks.pop(run))
 
     def close(self) -> None:
         """Destroy the stream and give the memory back; nothing may be in flight."""
         self.stream.close()
-        if self._event is not None:
-            self._event.close()
+        for event in (*self._events, *self._marks.values()):
+            event.close()
         if self._memory:
             self.place.gpu.free(self._memory)
             self._memory = 0

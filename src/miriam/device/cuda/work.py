@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
+from miriam.device.cuda.bound import Bound
 from miriam.device.cuda.check import Check
 from miriam.device.cuda.control import Control
 from miriam.device.cuda.driver import Capture, Gpu, Graph
@@ -15,8 +16,10 @@ from miriam.device.cuda.elastic import ElasticCode, ElasticInstance, ElasticLane
 from miriam.device.cuda.instance import Code, Instance
 from miriam.device.cuda.lane import CudaLane
 from miriam.device.cuda.place import Place
+from miriam.device.cuda.shards import ShardCode
 from miriam.device.cuda.warm import Warmer
 from miriam.elastic.rewrite import Form
+from miriam.errors import DeviceError
 from miriam.program import Program
 
 __all__ = ["Codes", "Holds", "Plan", "Work"]
@@ -39,6 +42,7 @@ class Codes:
             made.pop_all()
         self._plain: dict[str, Code] = {}
         self._elastic: dict[str, ElasticCode] = {}
+        self._shards: dict[tuple[str, bool], ShardCode] = {}
 
     def plain(self, program: Program) -> Code:
         """The unmodified kernels."""
@@ -52,13 +56,22 @@ class Codes:
             self._elastic[program.digest] = ElasticCode(program)
         return self._elastic[program.digest]
 
+    def shards(self, program: Program, *, thinner: bool) -> ShardCode:
+        """Those that run a shard."""
+        key = program.digest, thinner
+        if key not in self._shards:
+            self._shards[key] = ShardCode(program, thinner=thinner)
+        return self._shards[key]
+
     def close(self) -> None:
         """Unload everything and release the GPU; nothing may be in flight."""
         for plain in self._plain.values():
             plain.close()
         for elastic in self._elastic.values():
             elastic.close()
-        self._plain, self._elastic = {}, {}
+        for shards in self._shards.values():
+            shards.close()
+        self._plain, self._elastic, self._shards = {}, {}, {}
         self.control.close()
         self.gpu.close()
 
@@ -76,12 +89,12 @@ class Holds:
     """
 
     table: int = 0
-    lanes: tuple[CudaLane, ...] = field(default=())
+    lanes: tuple[CudaLane, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How launches are run as they are, again and again.
+    """How a run of whole launches is run, again and again.
 
     Attributes
     ----------
@@ -109,14 +122,17 @@ class Work:
     each
         For each launch the most logical blocks of a share, when it runs elastic.
     seed
-        Of the numbers in buffers that the program brings no contents for. None: leave them as they are.
+        Of the numbers in buffers that the program brings no contents for.
     verify
         Compare the outputs of every inference that ends with a graph of whole launches.
+    bound
+        Where the program is there already, with its contents.
     """
 
     def __init__(
-        self, codes: Codes, place: Place, program: Program, each: Iterable[int], *, seed: int, verify: bool
-    ) -> None:
+        self, codes: Codes, place: Place, program: Program, each: Iterable[int], *, seed: int, verify: bool,
+        bound: Bound | None = None,
+    ) -> None:  # fmt: skip
         self.program = program
         self.blocks = tuple(itertools.accumulate((step.blocks for step in program.launches), initial=0))
         self._codes = codes
@@ -129,9 +145,10 @@ class Work:
         self.check: Check | None = None
         place.activate()
         with ExitStack() as made:
-            self.instance = Instance(codes.gpu, program, codes.plain(program))
+            self.instance = Instance(codes.gpu, program, codes.plain(program), bound=bound)
             made.callback(self.instance.close)
-            self.instance.fill(seed)
+            if bound is None:
+                self.instance.fill(seed)
             if verify:
                 with closing(place.stream()) as stream:
                     self.check = Check(codes.gpu, codes.control, self.instance, stream, seed)
@@ -142,32 +159,27 @@ class Work:
         """Whole launches as they are, while limits hold; without ``hold`` somebody else sees to the beginning."""
         key = (lane, launches, holds.table, hold)
         if key not in self._graphs:
-            control, lanes = self._codes.control, len(holds.lanes)
-            warmer = self._warmed() if lanes else None
+            warmer = self._warmed() if holds.lanes else None
             with self._capture(lane) as capture:
-                if lanes:
-                    with capture.beside() as side:
-                        if hold:
-                            control.hold(side, holds.table, lanes)
-                        if warmer is not None:
-                            warmer.enqueue(side)
+                self._hold(capture, holds, hold, warmer)
                 self.instance.enqueue(capture.stream, launches)
                 self._checked(capture, launches)
-                control.release(capture.stream, holds.table, lanes, lane.counter, lane.words)
+                self._release(capture, lane, holds)
             self._graphs[key] = self._ready(capture, lane)
         return self._graphs[key]
 
-    def resident(self, lane: CudaLane, *, narrow: bool) -> Graph:
+    def resident(self, lane: CudaLane, holds: Holds, *, hold: bool, narrow: bool) -> Graph:
         """A whole inference that pauses and goes on by itself; ``narrow``: under a limit above 0 it goes on, too.
 
         The first pass stands in front of the loop, since most inferences are never interrupted and a
         condition takes a few microseconds.
         """
-        key = (lane, "resident", narrow)
+        key = (lane, "resident", narrow, holds.table, hold)
         if key not in self._graphs:
             elastic, own = self._elastic_lane(lane)
             control = self._codes.control
             with self._capture(lane) as capture:
+                self._hold(capture, holds, hold)
                 own.gate(capture.stream)
                 self._exclusive(capture, own, lane)
                 loop = capture.condition()
@@ -186,7 +198,7 @@ class Work:
                         self._exclusive(body, own, lane)
                     control.step(body.stream, elastic.record, lane.record, loop)
                 self._checked(capture, range(len(self.program.launches)))
-                control.notify(capture.stream, 0, lane.counter, lane.words)
+                self._release(capture, lane, holds)
             self._graphs[key] = self._ready(capture, lane)
         return self._graphs[key]
 
@@ -207,6 +219,20 @@ class Work:
             self._graphs[key] = self._ready(capture, lane)
         return self._graphs[key]
 
+    def shard(self, lane: CudaLane, index: int, blocks: tuple[int, int], threads: int | None) -> None:
+        """Enqueue a shard; one that is the whole of its launch runs as it is."""
+        self._place.activate()
+        kernel = self.program.kernel_of(index)
+        code = self._codes.shards(self.program, thinner=threads is not None)
+        if code.has(kernel):
+            code.enqueue(lane.stream, self.instance, index, blocks, threads)
+        elif blocks == (0, self.program.launches[index].blocks):
+            self.instance.enqueue(lane.stream, [index])
+        else:
+            why = kernel.opaque or "it has no thinner blocks"
+            raise DeviceError(f"a shard of launch {index} of {self.program.name}, {kernel.name}: {why}")
+        self._codes.control.notify(lane.stream, 0, lane.counter, lane.words)
+
     @cached_property
     def resizable(self) -> bool:
         """Whether every launch has a form for any number of workers, so that an inference can be narrowed."""
@@ -224,6 +250,19 @@ class Work:
         if self.check is not None:
             self._place.activate()
             self.check.enqueue(lane.stream)
+
+    def _hold(self, capture: Capture, holds: Holds, hold: bool, warmer: Warmer | None = None) -> None:
+        """Beside what follows, take hold of lanes, unless somebody else does, and ask for weights."""
+        if holds.lanes and (hold or warmer is not None):
+            with capture.beside() as side:
+                if hold:
+                    self._codes.control.hold(side, holds.table, len(holds.lanes))
+                if warmer is not None:
+                    warmer.enqueue(side)
+
+    def _release(self, capture: Capture, lane: CudaLane, holds: Holds) -> None:
+        """Let go, and tell the host."""
+        self._codes.control.release(capture.stream, holds.table, len(holds.lanes), lane.counter, lane.words)
 
     def _exclusive(self, capture: Capture, own: ElasticLane, lane: CudaLane) -> None:
         code = self._codes.elastic(self.program)

@@ -1,0 +1,106 @@
+"""Limits of lanes, as far as the host has a hand in them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from miriam.device.cuda.control import Control
+from miriam.device.cuda.driver import Gpu, Stream
+from miriam.device.cuda.lane import CudaLane
+from miriam.device.cuda.work import Holds
+from miriam.elastic.state import ALL, IDLE_AT, PADDED_AT
+
+__all__ = ["Limits"]
+
+_NOTHING = Holds()
+
+
+class Limits:
+    """What holds the lanes of an open device down.
+
+    Graphs take hold of lanes and let them go by themselves; the host says how many SMs are left then, and
+    how many while nobody holds a lane. It does so ahead of what it launches, on a stream of its own.
+
+    Parameters
+    ----------
+    stream
+        Of the device, not of a lane.
+    lanes
+        All lanes, by their numbers.
+    """
+
+    def __init__(self, gpu: Gpu, control: Control, stream: Stream, lanes: Sequence[CudaLane]) -> None:
+        self._gpu = gpu
+        self._control = control
+        self._stream = stream
+        self._lanes = lanes
+        self._tables: dict[tuple[int, ...], int] = {}
+        self._memory: list[int] = []
+
+    def of(self, numbers: Mapping[int, int | None]) -> Holds:
+        """The lanes that a run with such limits holds, for its graph."""
+        key = tuple(numbers)
+        if not key:
+            return _NOTHING
+        lanes = tuple(self._lanes[number] for number in key)
+        if key not in self._tables:
+            rows = b"".join(lane.row for lane in lanes)
+            self._memory.append(self._gpu.allocate(len(rows)))
+            self._gpu.write(self._memory[-1], rows)
+            self._tables[key] = self._memory[-1]
+        return Holds(self._tables[key], lanes)
+
+    def book(self, limits: Mapping[int, int | None]) -> bool:
+        """A run with these limits is about to be launched; gives whether others hold one of its lanes."""
+        others = False
+        for number, sms in limits.items():
+            lane = self._lanes[number]
+            others |= bool(lane.held)
+            lane.held.append(lane.width(sms))
+            self._pad(lane)
+        return others
+
+    def strike(self, limits: Mapping[int, int | None]) -> None:
+        """Such a run is over."""
+        for number, sms in limits.items():
+            lane = self._lanes[number]
+            lane.held.remove(lane.width(sms))
+            self._pad(lane)
+
+    def hold(self, holds: Holds, count: int = 1) -> None:
+        """Take hold now, in the place of a graph; or let go with a ``count`` of -1."""
+        if holds.lanes:
+            self._control.hold(self._stream, holds.table, len(holds.lanes), count)
+
+    def rest(self, lane: CudaLane) -> None:
+        """Let what a lane has while nobody holds it take effect."""
+        if lane.idle_told != lane.idle_now:
+            lane.idle_told = lane.idle_now
+            self._write(lane, IDLE_AT, lane.idle_told)
+
+    def lift(self, lane: CudaLane) -> None:
+        """No limit any more, whoever holds the lane."""
+        lane.padded = lane.idle = lane.idle_told = ALL
+        self._write(lane, IDLE_AT, ALL)
+        self._write(lane, PADDED_AT, ALL)
+
+    def _pad(self, lane: CudaLane) -> None:
+        """Of several limits the lowest counts; it stays when the last run is over, for the next is mostly like it."""
+        if lane.held and min(lane.held) != lane.padded:
+            lane.padded = min(lane.held)
+            self._write(lane, PADDED_AT, lane.padded)
+
+    def _write(self, lane: CudaLane, at: int, sms: int) -> None:
+        self._stream.fill(lane.limiter + at, sms, 4, 1)
+        self._control.hold(self._stream, lane.table, 1, 0)
+
+    def synchronize(self) -> None:
+        """Wait until what was said has taken effect."""
+        self._stream.synchronize()
+
+    def close(self) -> None:
+        """Give tables and stream back."""
+        self._stream.close()
+        for address in self._memory:
+            self._gpu.free(address)
+        self._memory, self._tables = [], {}
