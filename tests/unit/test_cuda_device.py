@@ -148,13 +148,13 @@ def test_every_request_is_served_and_nothing_is_left_behind(cu: FakeDriver, name
     assert cu.leaks() == []
 
 
-def test_a_critical_request_costs_one_call_of_the_driver(cu: FakeDriver) -> None:
+def test_a_critical_request_costs_two_calls_of_the_driver(cu: FakeDriver) -> None:
     on = opened()
     on.submit(Run(request(FAST), 0, limits={1: 0}))  # makes the graph
     ended(on)
     before = len(cu.calls)
     on.submit(Run(request(FAST, 1), 0, limits={1: 0}))
-    assert cu.names()[before:] == ["cuGraphLaunch"]
+    assert cu.names()[before:] == ["cuLaunchKernel", "cuGraphLaunch"]
     on.close()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from miriam.device.cuda.driver import Function, Module, Partition, Stream
+from miriam.device.cuda.driver import Function, Module, Partition, Prepared, Stream
 from miriam.elastic import resident
 
 __all__ = ["Control"]
@@ -33,6 +33,12 @@ class Control:
     def hold(self, stream: Stream, table: int, lanes: int, count: int = 1) -> None:
         """Enqueue: ``count`` more runs hold limits on the lanes of ``table``, -1: one less."""
         self._launch(resident.HOLD, stream, table, _half(lanes), _half(count & 0xFFFFFFFF))
+
+    def holding(self, stream: Stream, table: int, lanes: int, count: int) -> Prepared:
+        """Give :meth:`hold` as a launch to be enqueued on ``stream`` again and again."""
+        function = self._function(resident.HOLD, stream)
+        args = [table.to_bytes(8, "little"), _half(lanes), _half(count & 0xFFFFFFFF)]
+        return function.prepare((1, 1, 1), (resident.THREADS[resident.HOLD], 1, 1), 0, args)
 
     def release(self, stream: Stream, table: int, lanes: int, counter: int, words: int) -> None:
         """Enqueue: a run is over, with its limits if it had any; the host is told."""

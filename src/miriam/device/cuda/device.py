@@ -6,7 +6,7 @@ import gc
 import heapq
 import itertools
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from time import perf_counter_ns
 
@@ -24,6 +24,7 @@ from miriam.device.base import (
     check_lanes,
     check_limit,
 )
+from miriam.device.cuda.bound import Bound
 from miriam.device.cuda.clock import Clock
 from miriam.device.cuda.instance import Instance
 from miriam.device.cuda.lane import WORDS, CudaLane
@@ -61,6 +62,9 @@ class CudaDevice:
         Loaded kernels to share with devices before and after this one; by default owned.
     verify
         Compare the outputs of inferences with those of the unmodified kernels; see :meth:`outputs`.
+    bound
+        Programs that are there already, such as live modules of PyTorch: tasks of these programs use their
+        memory and run their graphs. They are closed by their owner, after the device. Not compared.
 
     Raises
     ------
@@ -68,12 +72,21 @@ class CudaDevice:
         There is no such GPU, or it cannot be split like this.
     """
 
-    def __init__(self, name: str, profiles: ProfileSource, *, codes: Codes | None = None, verify: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        profiles: ProfileSource,
+        *,
+        codes: Codes | None = None,
+        verify: bool = False,
+        bound: Iterable[Bound] = (),
+    ) -> None:
         ordinal, sms = parse(name)
         self.name = name
         self.command_us = _COMMAND_US
         self._profiles = profiles
         self._verify = verify
+        self._bound = {id(one.program): one for one in bound}
         with ExitStack() as made:
             self._codes = codes or Codes(ordinal)
             if codes is None:
@@ -155,7 +168,9 @@ class CudaDevice:
         self._place.activate()
         with (
             closing(self._place.stream()) as stream,
-            closing(Instance(self._codes.gpu, program, self._codes.plain(program))) as instance,
+            closing(
+                Instance(self._codes.gpu, program, self._codes.plain(program), bound=self._bound.get(id(program)))
+            ) as instance,
         ):
             instance.fill()
             return launch_times_us(instance, stream)
@@ -262,9 +277,10 @@ class CudaDevice:
                     for hold in ((True, False) if run.limits else (True,))
                 ]
                 plan = lane.plans[key] = Plan(graphs[0], graphs[-1], holds)
-        # Hold at once, since the graph may wait for a run in front of it, whose end would let go; but not if that
-        # waits for a run which might be held.
-        if self._limits.book(run.limits) and not any(other.after for other in lane.flying):
+        self._limits.book(run.limits)
+        # Hold at once: the host takes longer for a graph, and workers need a while to leave. Besides, the graph may
+        # wait for a run in front of it, whose end would let go. But not if that waits for a run which might be held.
+        if run.limits and not any(other.after for other in lane.flying):
             self._limits.hold(plan.holds)
             plan.following.launch(lane.stream)
         else:
@@ -463,7 +479,9 @@ class CudaDevice:
             with self._standing_still():
                 sizes = share_sizes(task.program, self._profiles, self._model, lane.place.sms)
                 seed = len(self._works)
-                work = Work(self._codes, lane.place, task.program, sizes, seed=seed, verify=self._verify)
+                bound = self._bound.get(id(task.program))
+                verify = self._verify and bound is None
+                work = Work(self._codes, lane.place, task.program, sizes, seed=seed, verify=verify, bound=bound)
                 self._made.callback(work.close)
                 self._works[key] = work
         return self._works[key]

@@ -54,7 +54,11 @@ class ElasticCode:
         elastic = make_elastic(program)
         kernels = {kernel.digest: kernel for kernel in elastic.kernels if kernel.elastic is not None}
         self._kernels = kernels
-        self._opaque = {k.digest: k.opaque for k in elastic.kernels if k.ptx is not None and k.elastic is None}
+        self._opaque = {
+            k.digest: k.opaque
+            for k in elastic.kernels
+            if k.digest not in kernels and k.source not in (Source.COPY, Source.FILL)
+        }
         self._modules: dict[str, Module] = {}
         self._spilled: set[str] = set()
         self._own: list[Module] = []
@@ -137,7 +141,7 @@ class ElasticInstance:
         program = instance.program
         if len(program.launches) >= MAX_LAUNCHES:
             raise DeviceError(f"{program.name} has {len(program.launches)} launches, a lane counts to {MAX_LAUNCHES}")
-        if not program.runnable:
+        if not all(map(instance.runnable, range(len(program.launches)))):
             raise DeviceError(f"{program.name} cannot run from its file: the code of some launches is not in it")
         self.instance = instance
         self.code = code
@@ -173,7 +177,7 @@ class ElasticInstance:
         return (memory_grid(_number(step, 3) * _number(step, 2) if kernel.source is Source.FILL else _number(step, 2)),
                 1, 1)  # fmt: skip
 
-    def lane(self, workers: int = 4096, sms: int | None = None, record: int | None = None) -> ElasticLane:
+    def lane(self, workers: int = 8192, sms: int | None = None, record: int | None = None) -> ElasticLane:
         """A lane of this instance.
 
         Parameters
@@ -213,6 +217,8 @@ class ElasticInstance:
             return True
         if progress.claimed:
             return self.done[-1] == self.shares[-1]
+        if not progress.last:  # a step has settled it
+            return False
         last = Lane.unpack(self._gpu.read(progress.last, LANE_BYTES))
         return last.first != MAX_LAUNCHES and last.stop == NONE
 
@@ -334,7 +340,9 @@ class ElasticLane:
         told = Argument(self._record, elastic._taken[index], counter, self._slots, index, count, grid)
         args = [instance.address(a).to_bytes(8, "little") if isinstance(a, Pointer) else a.raw for a in step.args]
         whole = form in (Form.DIRECT, Form.GUARDED)
-        physical = grid if whole else (min(width, count), 1, 1)
+        # Workers of a looped launch go by the SM that they are on: with few of them there might be none on one that
+        # the limit leaves to the lane.
+        physical = grid if whole else (width if form is Form.LOOPED else min(width, count), 1, 1)
         block = (MEMORY_THREADS, 1, 1) if kernel.ptx is None else kernel.block
         function = elastic.code.function(kernel, form)
         shared, early = kernel.dynamic_shared_bytes, self.early and elastic.code.early(kernel)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from miriam.device.cuda.control import Control
-from miriam.device.cuda.driver import Gpu, Stream
+from miriam.device.cuda.driver import Gpu, Prepared, Stream
 from miriam.device.cuda.lane import CudaLane
 from miriam.device.cuda.work import Holds
 from miriam.elastic.state import ALL, IDLE_AT, PADDED_AT
@@ -35,6 +35,7 @@ class Limits:
         self._stream = stream
         self._lanes = lanes
         self._tables: dict[tuple[int, ...], int] = {}
+        self._holding: dict[tuple[int, int], Prepared] = {}
         self._memory: list[int] = []
 
     def of(self, numbers: Mapping[int, int | None]) -> Holds:
@@ -50,15 +51,12 @@ class Limits:
             self._tables[key] = self._memory[-1]
         return Holds(self._tables[key], lanes)
 
-    def book(self, limits: Mapping[int, int | None]) -> bool:
-        """A run with these limits is about to be launched; gives whether others hold one of its lanes."""
-        others = False
+    def book(self, limits: Mapping[int, int | None]) -> None:
+        """A run with these limits is about to be launched."""
         for number, sms in limits.items():
             lane = self._lanes[number]
-            others |= bool(lane.held)
             lane.held.append(lane.width(sms))
             self._pad(lane)
-        return others
 
     def strike(self, limits: Mapping[int, int | None]) -> None:
         """Such a run is over."""
@@ -70,7 +68,10 @@ class Limits:
     def hold(self, holds: Holds, count: int = 1) -> None:
         """Take hold now, in the place of a graph; or let go with a ``count`` of -1."""
         if holds.lanes:
-            self._control.hold(self._stream, holds.table, len(holds.lanes), count)
+            key = holds.table, count
+            if key not in self._holding:
+                self._holding[key] = self._control.holding(self._stream, holds.table, len(holds.lanes), count)
+            self._holding[key].enqueue(self._stream)
 
     def rest(self, lane: CudaLane) -> None:
         """Let what a lane has while nobody holds it take effect."""

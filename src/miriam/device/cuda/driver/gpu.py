@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Sequence
 
 from miriam.device.base import Geometry
@@ -18,6 +19,9 @@ class Gpu:
     """One GPU and its primary context, which is current in this thread from now on."""
 
     def __init__(self, ordinal: int = 0) -> None:
+        # Streams that share a hardware queue wait for each other; a gate that waits must not be in front of what
+        # it waits for. Read by the driver when it makes the context.
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
         check("cuInit", 0)
         count = check("cuDeviceGetCount")
         if not 0 <= ordinal < count:
