@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from miriam.coordinator import Policy, coordinate
-from miriam.device.base import Command, Event, EventKind, Geometry, Lane, Limit, Run, Usage, check_run
+from miriam.device.base import Event, EventKind, Geometry, Lane, Limit, Run, Usage, check_limit, check_run
 from miriam.policy import Setting, create
 from miriam.program import Program
 from miriam.task import Request, Task
@@ -36,8 +36,8 @@ class Done:
 class ScriptedDevice:
     """Lanes that run their heads side by side without disturbing each other.
 
-    A run takes ``block_us`` for each of its blocks divided by the SMs, whatever its form. Every run is
-    checked when it starts: blocks run once, and a launch only after the one before it.
+    A run takes ``block_us`` for each of its blocks divided by the SMs, whatever its form and its limits.
+    Every run is checked when it starts: blocks run once, and a launch only after the one before it.
     """
 
     name = "scripted"
@@ -49,6 +49,7 @@ class ScriptedDevice:
         self.block_us = block_us
         self.log: list[Done] = []
         self.submitted: list[tuple[float, Run]] = []
+        self.limits: list[tuple[float, Limit]] = []
         self._events: list[tuple[float, int, Event]] = []
         self._count = itertools.count()
         self._lanes: list[list[Run]] = []
@@ -72,8 +73,11 @@ class ScriptedDevice:
     def launch_us(self, program: Program) -> tuple[float, ...]:
         return tuple(self.block_us * step.blocks / self.geometry.sms for step in program.launches)
 
-    def submit(self, command: Command) -> None:
-        assert not isinstance(command, Limit)
+    def submit(self, command: Run | Limit) -> None:
+        if isinstance(command, Limit):
+            check_limit(command, len(self._lanes))
+            self.limits.append((self._now_us, command))
+            return
         check_run(command, len(self._lanes))
         self.submitted.append((self._now_us, command))
         self._lanes[command.lane].append(command)

@@ -5,7 +5,7 @@ from scripted import EDGE, Script, ScriptedDevice
 from support import Profiles, program
 
 from miriam.coordinator import View, coordinate
-from miriam.device.base import Command, Event, EventKind, Lane, Run
+from miriam.device.base import Command, Event, EventKind, Lane, Run, Wake
 from miriam.device.sim.device import SimDevice
 from miriam.errors import DeviceError, PolicyError
 from miriam.task import Criticality, Request, Task
@@ -50,6 +50,19 @@ def test_a_closed_loop_asks_again_when_it_is_served():
     script = Script([(0.0, NORMAL)], closed={"n": 3})
     done = coordinate(ScriptedDevice(), Hand(whole), script, 1e9)
     assert [r.arrival_us for r in done] == [0.0, 4.0, 8.0, 12.0]
+
+
+def test_a_policy_is_woken_when_it_asks_for_it():
+    heard = []
+
+    def decide(event: Event, view: View) -> Iterable[Command]:
+        heard.append((event.kind, event.time_us))
+        if event.kind is EventKind.ARRIVED:
+            yield Wake(2.5)
+            yield Run(event.request, 0)
+
+    coordinate(ScriptedDevice(), Hand(decide), Script([(0.0, NORMAL)]), 1e9)
+    assert heard == [(EventKind.ARRIVED, 0.0), (EventKind.TICK, 2.5), (EventKind.FINISHED, 4.0)]
 
 
 def test_what_runs_at_the_end_is_left_out():

@@ -1,4 +1,5 @@
 import random
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -8,7 +9,7 @@ from scripted import EDGE, Script, ScriptedDevice, serve, setting_of
 from support import program
 
 from miriam.errors import PolicyError
-from miriam.policy import NAMES, create
+from miriam.policy import NAMES, check, create
 from miriam.task import Criticality, Request, Task
 
 CRITICAL = Task("c", program("c", [(4, 32), (8, 32)]), Criticality.CRITICAL)
@@ -24,7 +25,7 @@ def starts(done: list[Request]) -> dict[str, list[float | None]]:
 
 
 def test_names_and_unknown_names():
-    assert NAMES == ("sequential", "multistream", "priority", "barrier", "partition", "miriam", "resident")
+    assert NAMES == ("sequential", "multistream", "priority", "barrier", "partition", "miriam", "resident", "contract")
     setting = setting_of([CRITICAL, NORMAL], ScriptedDevice())
     for name in NAMES:
         policy = create(name, setting)
@@ -33,6 +34,66 @@ def test_names_and_unknown_names():
         assert all(isinstance(value, float | int) for value in policy.report().values())
     with pytest.raises(PolicyError, match="no policy 'fifo': take one of sequential, multistream"):
         create("fifo", setting)
+
+
+@pytest.mark.parametrize(("name", "words"), [
+    ("fifo", "no policy 'fifo': take one of sequential"),
+    ("fifo:3", "no policy 'fifo'"),
+    ("priority:3", "policy priority has no option, so '3' means nothing: options have partition, resident, contract"),
+    ("resident:", "policy resident: '' is no number of SMs: take a whole number from 0 on"),
+    ("resident:-1", "policy resident: '-1' is no number of SMs"),
+    ("resident:1.5", "policy resident: '1.5' is no number of SMs"),
+    ("contract:0.9", "policy contract: '0.9' is no slowdown: take a number from 1 on"),
+    ("contract:inf", "policy contract: 'inf' is no slowdown"),
+    ("contract:nan", "policy contract: 'nan' is no slowdown"),
+    ("partition:0", "policy partition: '0' is no number of SMs: take a whole number from 1 on"),
+])  # fmt: skip
+def test_names_and_options_that_make_no_sense(name, words):
+    setting = setting_of([CRITICAL, NORMAL], ScriptedDevice())
+    with pytest.raises(PolicyError, match=words):
+        check(name)
+    with pytest.raises(PolicyError, match=words):
+        create(name, setting)
+
+
+def test_options_reach_the_policy_and_its_name():
+    setting = setting_of([CRITICAL, NORMAL], ScriptedDevice())
+    for name in ("resident:0", "resident:4", "contract:1", "contract:1.05", "partition:2"):
+        check(name)
+        assert create(name, setting).name == name
+    with pytest.raises(PolicyError, match="5 SMs left to lower lanes, and the device has 4"):
+        create("resident:5", setting)
+
+
+def parts(sms: int, step: int, name: str = "partition") -> list[int | None]:
+    geometry = replace(EDGE, sms=sms, partition_sms=step)
+    setting = setting_of([CRITICAL, NORMAL], ScriptedDevice(geometry))
+    return [lane.sms for lane in create(name, setting).lanes]
+
+
+def test_partitions_are_half_each_or_as_asked_for():
+    assert parts(132, 8) == [64, 68]
+    assert parts(132, 8, "partition:104") == [104, 28]
+    assert parts(16, 8) == [8, 8]
+    assert parts(8, 2) == [4, 4]
+    assert parts(30, 2, "partition:28") == [28, 2]
+    with pytest.raises(
+        PolicyError, match=r"a device of 15 SMs cannot be divided: .* multiple of 8 there, so it takes 16"
+    ):
+        parts(15, 8)
+    for asked in (100, 128, 200):
+        with pytest.raises(
+            PolicyError, match=rf"{asked} SMs is impossible: take a multiple of 8 from 8 to 120, of 132"
+        ):
+            parts(132, 8, f"partition:{asked}")
+
+
+def test_partition_serves_each_part_by_urgency_with_two_runs_on_the_device():
+    arrivals = [(0.0, CRITICAL), (0.1, CRITICAL), (0.2, CRITICAL), (0.3, URGENT), (0.4, NORMAL), (0.5, NORMAL)]
+    done, device, _ = serve("partition", Script(arrivals))
+    assert [r.task.name for r in done if r.task.critical] == ["c", "c", "u", "c"]
+    assert all(run.workers is None and not run.limits for _, run in device.submitted)
+    assert [at for at, run in device.submitted if run.lane == 0] == [0.0, 0.1, 3.0, 6.0]
 
 
 def test_sequential_serves_the_queues_in_turn_and_one_inference_at_a_time():

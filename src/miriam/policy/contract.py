@@ -89,7 +89,6 @@ class Contract(Resident):
                 seen.met |= other.lane < lane
                 other.met |= lane < other.lane
                 seen.alone &= other.lane > lane
-                other.alone &= lane > other.lane
         if pause is None:
             left_us = watch.allowance.left_us(now_us)
             if below and left_us >= _LONG * watch.gap_us:
