@@ -158,6 +158,15 @@ def test_a_critical_request_costs_two_calls_of_the_driver(cu: FakeDriver) -> Non
     on.close()
 
 
+def test_a_kind_of_run_has_one_graph(cu: FakeDriver) -> None:
+    on = opened()
+    for graphs, sms in ((1, {}), (2, {1: 0}), (2, {1: 24})):
+        for number in range(3):
+            on.submit(Run(request(FAST, number), 0, limits=sms))
+        assert cu.names().count("cuGraphInstantiate") == graphs
+    on.close()
+
+
 def test_a_lane_is_held_while_a_critical_run_lasts(cu: FakeDriver) -> None:
     on = opened()
     cu.effects["fast_0"] = lambda gpu, *_: seen.append(limits(gpu, record(gpu)))

@@ -265,26 +265,23 @@ class CudaDevice:
 
     def _launch(self, work: Work, lane: CudaLane, run: Run, narrow: bool | None) -> None:
         """Enqueue launches as they are, or (``narrow`` is not None) an inference that looks after itself."""
-        key = (work, run.first, run.last, narrow, *run.limits)
+        # Hold at once: the host takes longer for a graph, and workers need a while to leave. Besides, the graph may
+        # wait for a run in front of it, whose end would let go. But not if that waits for a run which might be held.
+        hold = any(other.after for other in lane.flying)
+        key = (work, run.first, run.last, narrow, hold, *run.limits)
         plan = lane.plans.get(key)
         if plan is None:
             with self._standing_still():
                 holds = self._limits.of(run.limits)
-                graphs = [
-                    work.original(lane, run.launches, holds, hold=hold)
-                    if narrow is None
-                    else work.resident(lane, holds, hold=hold, narrow=narrow)
-                    for hold in ((True, False) if run.limits else (True,))
-                ]
-                plan = lane.plans[key] = Plan(graphs[0], graphs[-1], holds)
+                if narrow is None:
+                    graph = work.original(lane, run.launches, holds, hold=hold)
+                else:
+                    graph = work.resident(lane, holds, hold=hold, narrow=narrow)
+                plan = lane.plans[key] = Plan(graph, holds)
         self._limits.book(run.limits)
-        # Hold at once: the host takes longer for a graph, and workers need a while to leave. Besides, the graph may
-        # wait for a run in front of it, whose end would let go. But not if that waits for a run which might be held.
-        if run.limits and not any(other.after for other in lane.flying):
+        if not hold:
             self._limits.hold(plan.holds)
-            plan.following.launch(lane.stream)
-        else:
-            plan.alone.launch(lane.stream)
+        plan.graph.launch(lane.stream)
 
     def _hold(self, run: Run) -> None:
         """Hold the lanes that a run limits, until :meth:`_hear` lets them go; for runs whose graphs do not."""

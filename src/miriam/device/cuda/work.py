@@ -98,14 +98,13 @@ class Plan:
 
     Attributes
     ----------
-    alone, following
-        The graph that takes hold of other lanes as it begins, and the one for which somebody else does.
+    graph
+        What is enqueued.
     holds
-        Which lanes.
+        The lanes that it lets go.
     """
 
-    alone: Graph
-    following: Graph
+    graph: Graph
     holds: Holds
 
 
@@ -157,6 +156,7 @@ class Work:
 
     def original(self, lane: CudaLane, launches: range, holds: Holds, *, hold: bool) -> Graph:
         """Whole launches as they are, while limits hold; without ``hold`` somebody else sees to the beginning."""
+        hold = hold and bool(holds.lanes)
         key = (lane, launches, holds.table, hold)
         if key not in self._graphs:
             warmer = self._warmed() if holds.lanes else None
@@ -174,6 +174,7 @@ class Work:
         The first pass stands in front of the loop, since most inferences are never interrupted and a
         condition takes a few microseconds.
         """
+        hold = hold and bool(holds.lanes)
         key = (lane, "resident", narrow, holds.table, hold)
         if key not in self._graphs:
             elastic, own = self._elastic_lane(lane)
@@ -250,10 +251,11 @@ class Work:
         if self.check is not None:
             self._place.activate()
             self.check.enqueue(lane.stream)
+            lane.stream.synchronize()  # the next inference may be on another lane
 
     def _hold(self, capture: Capture, holds: Holds, hold: bool, warmer: Warmer | None = None) -> None:
         """Beside what follows, take hold of lanes, unless somebody else does, and ask for weights."""
-        if holds.lanes and (hold or warmer is not None):
+        if hold or warmer is not None:
             with capture.beside() as side:
                 if hold:
                     self._codes.control.hold(side, holds.table, len(holds.lanes))
