@@ -4,8 +4,10 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from gc import collect
 from time import sleep
 from typing import Any
+from weakref import ref
 
 import pytest
 from fake_driver import CUresult, FakeDriver
@@ -682,3 +684,20 @@ def test_copies_and_fills_run_in_any_way(cu: FakeDriver, name: str) -> None:
     assert on.outputs() == {"mixed": (3, 0)}
     on.close()
     assert cu.leaks() == []
+
+
+@pytest.mark.parametrize("name", ["cuda:0", "cuda:0/16"])
+def test_nothing_is_kept_of_runs_that_are_over(cu: FakeDriver, name: str) -> None:
+    on = opened(name=name)
+    kept = []
+    for number in range(5):
+        slow = Run(request(SLOW, number), 1, workers=8 if number % 2 else None)
+        runs = [slow, Run(request(FAST, number), 0, limits={1: 0}, after=(slow,))]
+        kept += [ref(run) for run in runs]
+        for run in runs:
+            on.submit(run)
+        assert len(ended(on)) == 2
+    del run, runs, slow
+    collect()
+    assert not any(each() for each in kept)
+    on.close()
