@@ -22,6 +22,7 @@ class Latencies:
 
     def __init__(self, most: int = 200) -> None:
         self._last: deque[float] = deque(maxlen=most)
+        self._p99_us: float | None = None  # worked out when it is asked for, which is far more often than it changes
 
     def __len__(self) -> int:
         return len(self._last)
@@ -29,11 +30,14 @@ class Latencies:
     def add(self, latency_us: float) -> None:
         """One more."""
         self._last.append(latency_us)
+        self._p99_us = None
 
     @property
     def p99_us(self) -> float | None:
         """None while there are fewer than :data:`FLOOR`."""
-        return p99(self._last) if len(self._last) >= FLOOR else None
+        if self._p99_us is None and len(self._last) >= FLOOR:
+            self._p99_us = p99(self._last)
+        return self._p99_us
 
 
 class Allowance:
