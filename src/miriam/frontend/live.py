@@ -55,7 +55,7 @@ class Live(Captured):
     ::
 
         live = Live(module, [torch.randn(1, 3, 224, 224, device="cuda").half()], name="detector")
-        task = Task("detector", live.program, critical=True)
+        task = Task("detector", live.program, Criticality.CRITICAL)
         live.inputs[0].copy_(frame)
     """
 
