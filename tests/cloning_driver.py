@@ -31,7 +31,7 @@ class Cloning(FakeDriver):
         super().__init__()
         self.functions: list[str] = [""]  # a name for each number
         self.twins: dict[tuple[GraphNode, Graph], GraphNode] = {}
-        self.CUlaunchAttributeValue = type("CUlaunchAttributeValue", (), {})
+        self.CUkernelNodeAttrValue = type("CUkernelNodeAttrValue", (), {})
 
     def _cuGraphGetNodes(self, hGraph: Any, numNodes: int) -> tuple[Any, ...]:
         nodes = self._use(Graph, hGraph).nodes

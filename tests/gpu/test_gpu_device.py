@@ -2,6 +2,7 @@
 """The device under every policy, with every output compared with those of the unmodified kernels; needs no torch."""
 
 import math
+import os
 import random
 import subprocess
 import sys
@@ -198,6 +199,7 @@ def test_the_first_run_of_a_task_does_not_wait_for_a_paused_lane() -> None:
     made = subprocess.run(
         [sys.executable, "-W", "default", "-c", code],
         cwd=there,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(str(Path(p).resolve()) for p in sys.path)},
         capture_output=True,
         text=True,
         timeout=40,

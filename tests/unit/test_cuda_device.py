@@ -701,3 +701,21 @@ def test_nothing_is_kept_of_runs_that_are_over(cu: FakeDriver, name: str) -> Non
     collect()
     assert not any(each() for each in kept)
     on.close()
+
+
+def test_the_end_of_what_comes_first_is_told_first_whatever_is_heard_at_once(cu: FakeDriver) -> None:
+    """Stages of two tasks that wait for each other; the host is away until all of them are over."""
+    on = opened((Lane("a", 1), Lane("b")))
+    requests = request(SLOW), request(replace(SLOW, name="other"))
+    cu.auto = False
+    before: tuple[Run, ...] = ()
+    for stage in range(3):
+        before = tuple(Run(one, lane, stage, stage + 1, after=before) for lane, one in enumerate(requests))
+        for run in before:
+            on.submit(run)
+    cu.run()
+    cu.auto = True
+    told = [run.first for run in ended(on)]
+    assert told == [0, 0, 1, 1, 2, 2]
+    assert all(one.finish_us is not None for one in requests)
+    on.close()

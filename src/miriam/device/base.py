@@ -130,7 +130,8 @@ class Run:
         many workers, each running logical blocks one after another until none is left or a limit
         of the lane takes its SM away.
     threads
-        Threads of a physical block, if fewer than the kernel has (thin blocks).
+        Threads of a physical block, if fewer than the kernel has (thin blocks). Not every kernel has such
+        blocks: on a GPU one without runs those that it has.
     limits
         Limits of other lanes, by index, in SMs as in :class:`Limit`, that hold from this run's start
         to its end. Of several that hold at a time the lowest counts.

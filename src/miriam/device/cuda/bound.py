@@ -79,7 +79,7 @@ class Parts:
                     check("cuGraphDestroyNode", twin)
                 elif kind == self._kernel:
                     cu = bindings()
-                    value = cu.CUlaunchAttributeValue()
+                    value = cu.CUkernelNodeAttrValue()
                     value.priority = priority
                     name = cu.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PRIORITY
                     check("cuGraphKernelNodeSetAttribute", twin, name, value)

@@ -334,7 +334,7 @@ class CudaDevice:
             with self._clock.running():
                 while self._open and (now_us := self._clock.now_us) < until_us:
                     for lane in lanes:
-                        if lane.flying and words[lane.word] != lane.heard:
+                        if lane.flying and (words[lane.word] != lane.heard or lane.ended):
                             self._hear(lane, now_us)
                     if told:
                         yield told.popleft()
@@ -355,8 +355,7 @@ class CudaDevice:
         word = self._host.words[lane.word]
         ends = (word - lane.heard) & 0xFFFFFFFF
         lane.heard = word
-        passing = lane.passing is not None
-        if lane.passing is not None:
+        if lane.passing is not None and ends:
             lane.in_pass = False
             if not self._host.words[lane.word + 1]:
                 self._go_on(lane)
@@ -364,22 +363,24 @@ class CudaDevice:
             with self._standing_still():
                 lane.passing.settle(lane)
             lane.passing = None
-        for _ in range(ends):
-            run = lane.flying[0]
-            for earlier in run.after:  # the end of what comes first is told first
-                other = self._lanes[earlier.lane]
-                if other is not lane and earlier in other.flying:
-                    self._hear(other, now_us)
-            lane.flying.popleft()
+            self._limits.hold(self._limits.of(lane.flying[0].limits), -1)
+        lane.ended += ends
+        while lane.ended and not self._follows(lane.flying[0]):
+            run = lane.flying.popleft()
+            lane.ended -= 1
             lane.begun -= 1
             self._flying -= 1
-            if passing or run.blocks is not None:
+            if run.blocks is not None:
                 self._limits.hold(self._limits.of(run.limits), -1)
             self._finish(lane, run, now_us)
             self._told.append(Event(EventKind.FINISHED, now_us, run.request, run))
         for other in self._lanes:
             if other.begun < len(other.flying):
                 self._begin(other)
+
+    def _follows(self, run: Run) -> bool:
+        """Whether a run that has ended comes after one whose end is still to be told, first."""
+        return any(e.lane != run.lane and e in self._lanes[e.lane].flying for e in run.after)
 
     def _finish(self, lane: CudaLane, run: Run, now_us: float) -> None:
         request, begin_us = run.request, lane.since_us

@@ -52,8 +52,8 @@ class CudaLane:
         of these.
     idle_told
         What the GPU knows as the limit while nobody holds the lane.
-    heard
-        Number of run ends that the host knows of.
+    heard, ended
+        Number of run ends that the host knows of; how many of them it has not told yet.
     seen, seen_us
         That number when the host last looked for signs of life, and when it last found one or expected none.
     since_us
@@ -74,7 +74,7 @@ class CudaLane:
         self.held: list[int] = []
         self.padded, self.idle, self.idle_told = 0, ALL, ALL
         self.blunt: set[Run] = set()
-        self.heard = self.seen = 0
+        self.heard = self.seen = self.ended = 0
         self.seen_us = 0.0
         self.since_us = 0.0
         self._marks: dict[Run, Event] = {}

@@ -221,16 +221,20 @@ class Work:
         return self._graphs[key]
 
     def shard(self, lane: CudaLane, index: int, blocks: tuple[int, int], threads: int | None) -> None:
-        """Enqueue a shard; one that is the whole of its launch runs as it is."""
+        """Enqueue a shard, of blocks as they are where the kernel has no thinner ones.
+
+        One that is the whole of an opaque launch runs as it is.
+        """
         self._place.activate()
         kernel = self.program.kernel_of(index)
-        code = self._codes.shards(self.program, thinner=threads is not None)
+        thinner = threads is not None and self._codes.shards(self.program, thinner=True).has(kernel)
+        code = self._codes.shards(self.program, thinner=thinner)
         if code.has(kernel):
-            code.enqueue(lane.stream, self.instance, index, blocks, threads)
+            code.enqueue(lane.stream, self.instance, index, blocks, threads if thinner else None)
         elif blocks == (0, self.program.launches[index].blocks):
             self.instance.enqueue(lane.stream, [index])
         else:
-            why = kernel.opaque or "it has no thinner blocks"
+            why = kernel.opaque or "it is a copy or a fill, which is one block"
             raise DeviceError(f"a shard of launch {index} of {self.program.name}, {kernel.name}: {why}")
         self._codes.control.notify(lane.stream, 0, lane.counter, lane.words)
 
