@@ -26,14 +26,14 @@ from miriam.device.base import (
 )
 from miriam.device.cuda.bound import Bound
 from miriam.device.cuda.clock import Clock
+from miriam.device.cuda.dispatch import Dispatcher
 from miriam.device.cuda.instance import Instance
 from miriam.device.cuda.lane import WORDS, CudaLane
 from miriam.device.cuda.limits import Limits
 from miriam.device.cuda.place import Place, parse
 from miriam.device.cuda.profiler import launch_times_us, short_name
-from miriam.device.cuda.work import Codes, Plan, Work
+from miriam.device.cuda.work import Codes, Work
 from miriam.elastic.dealing import share_sizes
-from miriam.elastic.state import ALL
 from miriam.errors import DeviceError
 from miriam.profile import ProfileSource, launch_key
 from miriam.program import Program
@@ -147,6 +147,9 @@ class CudaDevice:
             self._lanes.append(CudaLane(lane, place, self._host, number, ids[place]))
             self._made.callback(self._lanes[-1].close)
         self._place.activate()
+        self._dispatcher = Dispatcher(
+            self._place, self._lanes, self._limits, self._work, self._standing_still, self._say
+        )
 
     def offer(self, request: Request) -> None:
         """Let ``request`` arrive at its ``arrival_us``."""
@@ -192,7 +195,7 @@ class CudaDevice:
             lane = self._lanes[command.lane]
             lane.idle = lane.width(command.sms)
             self._limits.rest(lane)
-            self._go_on(lane)
+            self._dispatcher.go_on(lane)
             return
         lane, request = self._lanes[command.lane], command.request
         if request not in self._left:
@@ -205,7 +208,7 @@ class CudaDevice:
         self._flying += 1
         try:
             if lane.begun == len(lane.flying) - 1:
-                self._begin(lane)
+                self._dispatcher.begin(lane)
         except BaseException:
             lane.forget(command)
             self._limits.rest(lane)
@@ -213,113 +216,6 @@ class CudaDevice:
             self._flying -= 1
             lane.begun, lane.passing = min(lane.begun, len(lane.flying)), None
             raise
-
-    def _begin(self, lane: CudaLane) -> None:
-        """Enqueue what may be enqueued of a lane: everything, but for what the host itself has to keep in order."""
-        while lane.begun < len(lane.flying) and lane.passing is None:
-            run = lane.flying[lane.begun]
-            work = self._work(run.request.task, lane)
-            elastic = run.workers is not None and run.blocks is None and self._elastic(work, lane, run)
-            in_passes = elastic and not lane.place.conditional
-            if (in_passes and lane.begun) or not self._follow(lane, run):
-                return
-            lane.begun += 1
-            if run.blocks is not None:
-                with self._standing_still():
-                    work.shard(lane, run.first, run.blocks, run.threads)
-                self._hold(run)
-                continue
-            narrow = None
-            if elastic:
-                with self._standing_still():
-                    narrow = work.resizable and (in_passes or lane.narrow)
-                if not narrow:
-                    lane.blunt.add(run)
-                    self._limits.rest(lane)
-            if in_passes:
-                with self._standing_still():
-                    work.single(lane, narrow=False)
-                self._hold(run)
-                lane.passing = work
-                self._go_on(lane)
-            else:
-                self._launch(work, lane, run, narrow)
-
-    def _follow(self, lane: CudaLane, run: Run) -> bool:
-        """Let a lane wait for the runs that ``run`` comes after; gives False if one of them is not enqueued whole."""
-        if not run.after:
-            return True
-        waits = []
-        for earlier in run.after:
-            other = self._lanes[earlier.lane]
-            if other is not lane and earlier in other.flying:
-                if other.passing is not None or other.flying.index(earlier) >= other.begun:
-                    return False
-                waits.append(other.mark(earlier))
-        if lane.begun:  # others may come after it as well, and need not wait for this one
-            lane.mark(lane.flying[lane.begun - 1])
-        self._place.activate()
-        for event in waits:
-            lane.stream.wait(event)
-        return True
-
-    def _launch(self, work: Work, lane: CudaLane, run: Run, narrow: bool | None) -> None:
-        """Enqueue launches as they are, or (``narrow`` is not None) an inference that looks after itself."""
-        # Hold at once: the host takes longer for a graph, and workers need a while to leave. Besides, the graph may
-        # wait for a run in front of it, whose end would let go. But not if that waits for a run which might be held.
-        hold = any(other.after for other in lane.flying)
-        key = (work, run.first, run.last, narrow, hold, *run.limits)
-        plan = lane.plans.get(key)
-        if plan is None:
-            with self._standing_still():
-                holds = self._limits.of(run.limits)
-                if narrow is None:
-                    graph = work.original(lane, run.launches, holds, hold=hold)
-                else:
-                    graph = work.resident(lane, holds, hold=hold, narrow=narrow)
-                plan = lane.plans[key] = Plan(graph, holds)
-        self._limits.book(run.limits)
-        if not hold:
-            self._limits.hold(plan.holds)
-        plan.graph.launch(lane.stream)
-
-    def _hold(self, run: Run) -> None:
-        """Hold the lanes that a run limits, until :meth:`_hear` lets them go; for runs whose graphs do not."""
-        if run.limits:
-            with self._standing_still():
-                holds = self._limits.of(run.limits)
-            self._limits.book(run.limits)
-            self._limits.hold(holds)
-
-    def _go_on(self, lane: CudaLane) -> None:
-        """Enqueue the next pass of the inference under way, where the host does that and the limit lets it run."""
-        work, limit = lane.passing, lane.limit
-        if work is None or lane.in_pass or limit == 0:
-            return
-        narrow = limit != ALL
-        if narrow and not work.resizable:
-            return
-        with self._standing_still():
-            graph = work.single(lane, narrow=narrow)
-        graph.launch(lane.stream)
-        lane.in_pass = True
-
-    def _elastic(self, work: Work, lane: CudaLane, run: Run) -> bool:
-        """Whether a program can run with elastic workers in a lane; says why if it cannot."""
-        program = work.program
-        if len(run.launches) != len(program.launches):
-            raise DeviceError(
-                f"elastic workers for launches {run.first} to {run.launches.stop - 1} of {program.name}: on a GPU an "
-                "elastic run is a whole program, or a shard of one launch"
-            )
-        if lane.place.conditional:
-            return True
-        with self._standing_still():
-            opaque = work.opaque
-        for name, why in opaque.items():
-            self._say(f"{program.name} runs whole in a partition: {name} is not elastic ({why})")
-            return False
-        return True
 
     def events(self, until_us: float) -> Iterator[Event]:
         """Events in the order of time, up to ``until_us`` or until nothing is left to happen."""
@@ -358,7 +254,7 @@ class CudaDevice:
         if lane.passing is not None and ends:
             lane.in_pass = False
             if not self._host.words[lane.word + 1]:
-                self._go_on(lane)
+                self._dispatcher.go_on(lane)
                 return
             with self._standing_still():
                 lane.passing.settle(lane)
@@ -376,7 +272,7 @@ class CudaDevice:
             self._told.append(Event(EventKind.FINISHED, now_us, run.request, run))
         for other in self._lanes:
             if other.begun < len(other.flying):
-                self._begin(other)
+                self._dispatcher.begin(other)
 
     def _follows(self, run: Run) -> bool:
         """Whether a run that has ended comes after one whose end is still to be told, first."""
@@ -398,7 +294,7 @@ class CudaDevice:
         self._limits.rest(lane)
         self._limits.strike(run.limits)
         for number in run.limits:
-            self._go_on(self._lanes[number])
+            self._dispatcher.go_on(self._lanes[number])
         if not self._flying:
             self._busy_us += now_us - self._busy_since_us
         if self._trace_us is not None and self._trace_us[0] <= now_us <= self._trace_us[1]:

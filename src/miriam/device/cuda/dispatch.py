@@ -1,0 +1,153 @@
+"""What is in the lanes, brought to the GPU in its order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+
+from miriam.device.base import Run
+from miriam.device.cuda.lane import CudaLane
+from miriam.device.cuda.limits import Limits
+from miriam.device.cuda.place import Place
+from miriam.device.cuda.work import Plan, Work
+from miriam.elastic.state import ALL
+from miriam.errors import DeviceError
+from miriam.task import Task
+
+__all__ = ["Dispatcher"]
+
+
+class Dispatcher:
+    """Enqueues runs: as graphs, as passes one after another, or as shards.
+
+    Parameters
+    ----------
+    place
+        Of the device.
+    lanes, limits
+        All lanes, and what holds them down.
+    work
+        Gives a task in the place of a lane.
+    aside
+        A block for what takes long, once.
+    say
+        Told what a reader of the results has to know.
+    """
+
+    def __init__(
+        self, place: Place, lanes: Sequence[CudaLane], limits: Limits, work: Callable[[Task, CudaLane], Work],
+        aside: Callable[[], AbstractContextManager[None]], say: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        self._place = place
+        self._lanes = lanes
+        self._limits = limits
+        self._work = work
+        self._aside = aside
+        self._say = say
+
+    def begin(self, lane: CudaLane) -> None:
+        """Enqueue what may be enqueued of a lane: everything, but for what the host itself has to keep in order."""
+        while lane.begun < len(lane.flying) and lane.passing is None:
+            run = lane.flying[lane.begun]
+            work = self._work(run.request.task, lane)
+            elastic = run.workers is not None and run.blocks is None and self._elastic(work, lane, run)
+            in_passes = elastic and not lane.place.conditional
+            if (in_passes and lane.begun) or not self._follow(lane, run):
+                return
+            lane.begun += 1
+            if run.blocks is not None:
+                with self._aside():
+                    work.shard(lane, run.first, run.blocks, run.threads)
+                self._hold(run)
+                continue
+            narrow = None
+            if elastic:
+                with self._aside():
+                    narrow = work.resizable and (in_passes or lane.narrow)
+                if not narrow:
+                    lane.blunt.add(run)
+                    self._limits.rest(lane)
+            if in_passes:
+                with self._aside():
+                    work.single(lane, narrow=False)
+                self._hold(run)
+                lane.passing = work
+                self.go_on(lane)
+            else:
+                self._launch(work, lane, run, narrow)
+
+    def _follow(self, lane: CudaLane, run: Run) -> bool:
+        """Let a lane wait for the runs that ``run`` comes after; gives False if one of them is not enqueued whole."""
+        if not run.after:
+            return True
+        waits = []
+        for earlier in run.after:
+            other = self._lanes[earlier.lane]
+            if other is not lane and earlier in other.flying:
+                if other.passing is not None or other.flying.index(earlier) >= other.begun:
+                    return False
+                waits.append(other.mark(earlier))
+        if lane.begun:  # others may come after it as well, and need not wait for this one
+            lane.mark(lane.flying[lane.begun - 1])
+        self._place.activate()
+        for event in waits:
+            lane.stream.wait(event)
+        return True
+
+    def _launch(self, work: Work, lane: CudaLane, run: Run, narrow: bool | None) -> None:
+        """Enqueue launches as they are, or (``narrow`` is not None) an inference that looks after itself."""
+        # Hold at once: the host takes longer for a graph, and workers need a while to leave. Besides, the graph may
+        # wait for a run in front of it, whose end would let go. But not if that waits for a run which might be held.
+        hold = any(other.after for other in lane.flying)
+        key = (work, run.first, run.last, narrow, hold, *run.limits)
+        plan = lane.plans.get(key)
+        if plan is None:
+            with self._aside():
+                holds = self._limits.of(run.limits)
+                if narrow is None:
+                    graph = work.original(lane, run.launches, holds, hold=hold)
+                else:
+                    graph = work.resident(lane, holds, hold=hold, narrow=narrow)
+                plan = lane.plans[key] = Plan(graph, holds)
+        self._limits.book(run.limits)
+        if not hold:
+            self._limits.hold(plan.holds)
+        plan.graph.launch(lane.stream)
+
+    def _hold(self, run: Run) -> None:
+        """Hold the lanes that a run limits, until :meth:`_hear` lets them go; for runs whose graphs do not."""
+        if run.limits:
+            with self._aside():
+                holds = self._limits.of(run.limits)
+            self._limits.book(run.limits)
+            self._limits.hold(holds)
+
+    def go_on(self, lane: CudaLane) -> None:
+        """Enqueue the next pass of the inference under way, where the host does that and the limit lets it run."""
+        work, limit = lane.passing, lane.limit
+        if work is None or lane.in_pass or limit == 0:
+            return
+        narrow = limit != ALL
+        if narrow and not work.resizable:
+            return
+        with self._aside():
+            graph = work.single(lane, narrow=narrow)
+        graph.launch(lane.stream)
+        lane.in_pass = True
+
+    def _elastic(self, work: Work, lane: CudaLane, run: Run) -> bool:
+        """Whether a program can run with elastic workers in a lane; says why if it cannot."""
+        program = work.program
+        if len(run.launches) != len(program.launches):
+            raise DeviceError(
+                f"elastic workers for launches {run.first} to {run.launches.stop - 1} of {program.name}: on a GPU an "
+                "elastic run is a whole program, or a shard of one launch"
+            )
+        if lane.place.conditional:
+            return True
+        with self._aside():
+            opaque = work.opaque
+        for name, why in opaque.items():
+            self._say(f"{program.name} runs whole in a partition: {name} is not elastic ({why})")
+            return False
+        return True
