@@ -1,7 +1,7 @@
 """Miriam: critical networks keep their latency, the others get the rest of the GPU."""
 
 from miriam.coordinator import Policy, Traffic, View, coordinate
-from miriam.device.base import Command, Device, Event, EventKind, Geometry, Lane, Limit, Run, Span, Usage
+from miriam.device.base import Command, Device, Event, EventKind, Geometry, Lane, Limit, Run, Span, Usage, Wake
 from miriam.errors import (
     CompileError,
     DeviceError,
@@ -57,6 +57,7 @@ __all__ = [
     "Traffic",
     "Usage",
     "View",
+    "Wake",
     "WorkloadError",
     "coordinate",
 ]

@@ -74,6 +74,7 @@ class Live(Captured):
         state = call.state_dict(keep_vars=True) if isinstance(call, torch.nn.Module) else {}
         used = [tensor.detach() for tensor in state.values() if isinstance(tensor, torch.Tensor)]
         meta = {"torch": torch.__version__, "cuda": str(torch.version.cuda)}
+        driver.many_queues()
         torch.cuda.init()  # its context is the current one from here on
         stream = stream or driver.Stream()
         try:

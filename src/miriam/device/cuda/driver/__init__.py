@@ -8,7 +8,7 @@ Every call goes through :func:`check`, which turns a driver error into a
 from miriam.device.cuda.driver.calls import check, profiled, unavailable
 from miriam.device.cuda.driver.capture import Capture
 from miriam.device.cuda.driver.event import Event
-from miriam.device.cuda.driver.gpu import Gpu
+from miriam.device.cuda.driver.gpu import Gpu, many_queues
 from miriam.device.cuda.driver.graph import Graph
 from miriam.device.cuda.driver.memory import HostMemory
 from miriam.device.cuda.driver.module import Function, Module, Prepared, function_facts
@@ -31,6 +31,7 @@ __all__ = [
     "check",
     "function_facts",
     "graph_nodes",
+    "many_queues",
     "node_handles",
     "profiled",
     "unavailable",

@@ -12,16 +12,23 @@ from miriam.device.cuda.driver.memory import HostMemory
 from miriam.device.cuda.driver.partition import Partition, split
 from miriam.errors import DeviceError
 
-__all__ = ["Gpu"]
+__all__ = ["Gpu", "many_queues"]
+
+
+def many_queues() -> None:
+    """Ask for as many hardware queues as there are, in the contexts that are made from now on.
+
+    Streams that share a queue wait for each other, and a gate that waits must not be in front of what it
+    waits for.
+    """
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
 
 
 class Gpu:
     """One GPU and its primary context, which is current in this thread from now on."""
 
     def __init__(self, ordinal: int = 0) -> None:
-        # Streams that share a hardware queue wait for each other; a gate that waits must not be in front of what
-        # it waits for. Read by the driver when it makes the context.
-        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
+        many_queues()
         check("cuInit", 0)
         count = check("cuDeviceGetCount")
         if not 0 <= ordinal < count:
