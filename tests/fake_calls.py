@@ -205,8 +205,12 @@ class FakeCalls(NullGpu):
         context.alive = context.users > 0
         return ()
 
+    def _cuDevicePrimaryCtxGetState(self, dev: int) -> tuple[int, int]:
+        context = self._primary.get(dev)
+        return 0, int(context is not None and context.users > 0)
+
     def _cuCtxSetCurrent(self, ctx: Any) -> tuple[()]:
-        self._current[-1] = self._use(Context, ctx)
+        self._current[-1] = None if ctx is None else self._use(Context, ctx)
         return ()
 
     def _cuCtxPushCurrent(self, ctx: Any) -> tuple[()]:

@@ -143,7 +143,8 @@ def test_a_partition_of_another_size_than_asked_for_is_an_error(
     monkeypatch.setattr("miriam.device.cuda.profiler.SM_COUNTS", (12,))
     with ProfileStore(tmp_path / "p.db") as store, pytest.raises(ProfileError, match=r"asked for 12 SMs .* gave 16"):
         profile_program(program(), store, counters=False)
-    assert cu.names()[-1] == "cuDevicePrimaryCtxRelease"
+    assert "cuDevicePrimaryCtxRelease" in cu.names()
+    assert cu.leaks() == []
 
 
 @pytest.mark.parametrize("device", ["sim:h200", "cuda:x", "h200", ""])

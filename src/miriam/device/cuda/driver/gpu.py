@@ -131,7 +131,10 @@ class Gpu:
         check("cuCtxSynchronize")
 
     def close(self) -> None:
-        """Release the primary context."""
+        """Release the primary context; if nobody else holds it, no context is current in this thread any more."""
         if self._open:
             self._open = False
             check("cuDevicePrimaryCtxRelease", self.device)
+            _, active = check("cuDevicePrimaryCtxGetState", self.device)
+            if not active:  # or whoever uses the GPU next, such as PyTorch, would find one that is destroyed
+                check("cuCtxSetCurrent", None)
