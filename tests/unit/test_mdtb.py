@@ -21,6 +21,7 @@ from miriam.bench.results import Made, Point
 from miriam.bench.suites import SUITES, select
 from miriam.bench.workload import Workload
 from miriam.errors import DeviceError, MiriamError, PolicyError, ProgramError, WorkloadError
+from miriam.policy import NAMES
 from miriam.program import Program
 from miriam.task import Criticality
 
@@ -417,6 +418,22 @@ def test_table_and_report_look_at_the_same_task_the_most_critical() -> None:
     print_table(found, console)
     row = next(line for line in console.export_text().splitlines() if line.split()[:2] == ["X", "alone"])
     assert time_text(alone.critical.response.p50_us) in row
+
+
+def test_of_all_policies_those_that_a_device_cannot_have_are_left_out() -> None:
+    def names(device: str) -> tuple[tuple[str, ...], str]:
+        found = run_mdtb([CLOSED], None, device, 0.002, jobs=1, programs=toy_program, profiles=toy_profiles)
+        assert {p.policy for p in found.points if p.alone is None} == set(found.policies)
+        return found.policies, " ".join(found.notes)
+
+    few, notes = names("sim:h200/8")
+    assert few == tuple(name for name in NAMES if name != "partition")
+    assert "left out: policy partition: a device of 8 SMs cannot be divided" in notes
+    all_of_them, notes = names("sim:h200/16")
+    assert all_of_them == NAMES
+    assert "left out" not in notes
+    with pytest.raises(PolicyError, match="8 SMs cannot be divided"):
+        run_mdtb([CLOSED], "partition", "sim:h200/8", 0.002, jobs=1, programs=toy_program, profiles=toy_profiles)
 
 
 def test_a_folder_that_cannot_be_written_is_found_before_the_work(tmp_path: Path) -> None:

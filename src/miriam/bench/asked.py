@@ -15,7 +15,7 @@ from miriam.errors import DeviceError, PolicyError, WorkloadError
 from miriam.policy import NAMES, check, create
 from miriam.policy.base import Setting
 
-__all__ = ["check_device", "check_models", "check_policies", "make_folder", "policy_names", "times"]
+__all__ = ["check_device", "check_models", "fitting", "make_folder", "policy_names", "times"]
 
 _WARM_UP = 0.05
 _REAL_WARM_UP_S = 0.5  # until clocks, caches and the paths of the host have settled
@@ -101,8 +101,16 @@ def make_folder(folder: Path) -> None:
         raise WorkloadError(f"cannot write the report into {folder}: it may not be written")
 
 
-def check_policies(policies: Sequence[str], workloads: Iterable[Workload], device: str, sources: Sources) -> None:
-    """Find out on a GPU whether each policy can be had there, before minutes of measurement are spent."""
+def fitting(
+    policies: Sequence[str], workloads: Iterable[Workload], device: str, sources: Sources, *, asked: bool
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Find out which policies a device can have, before minutes of measurement are spent.
+
+    Returns
+    -------
+    Those that it can have, and a note on each of the others; one that was ``asked`` for is an error instead.
+    """
+    lacking: dict[str, str] = {}
     if any(found is not None and found.mps for found in map(outside.regime, policies)):
         control_program()
     for workload in workloads:
@@ -113,6 +121,12 @@ def check_policies(policies: Sequence[str], workloads: Iterable[Workload], devic
                 launch_us = {task.name: opened.launch_us(task.program) for task in tasks}
                 for name in policies:
                     if outside.regime(name) is None:
-                        create(name, Setting(tasks, opened.geometry, launch_us, opened.command_us))
+                        try:
+                            create(name, Setting(tasks, opened.geometry, launch_us, opened.command_us))
+                        except PolicyError as error:
+                            if asked:
+                                raise
+                            lacking.setdefault(name, f"left out: {error}")
             finally:
                 opened.close()
+    return tuple(name for name in policies if name not in lacking), tuple(lacking.values())

@@ -15,7 +15,7 @@ from typing import Any
 
 from miriam import __version__
 from miriam.bench import outside
-from miriam.bench.asked import check_device, check_models, check_policies, make_folder, policy_names, times
+from miriam.bench.asked import check_device, check_models, fitting, make_folder, policy_names, times
 from miriam.bench.mps import Mps
 from miriam.bench.point import Job, Outcome, Sources, simulated
 from miriam.bench.pool import Progress, named, processors, run_one, side_by_side
@@ -65,8 +65,8 @@ def run(
     workloads
         Names (``"A,B"`` or a list), or workloads of your own; None: the usual ones of the benchmark.
     policies
-        Names; None: all that there are, but those of the driver (:mod:`miriam.bench.outside`), which
-        a GPU takes too: ``timeslice``, ``mps``, ``mps:50``.
+        Names; None: all that the device can have, but those of the driver (:mod:`miriam.bench.outside`),
+        which a GPU takes too: ``timeslice``, ``mps``, ``mps:50``.
     device
         Name of a device, for example ``sim:xavier`` or ``cuda:0``.
     duration_s
@@ -133,8 +133,9 @@ def run(
     if critical_load is not None:
         chosen = tuple(_scaled(w, critical_load, device, sources) for w in chosen)
     chosen = tuple(replace(w, entries=tuple(e.settled() for e in w.entries)) for w in chosen)
-    if not model:
-        check_policies(names, chosen, device, sources)
+    left_out: tuple[str, ...] = ()
+    if policies is None or not model:
+        names, left_out = fitting(names, chosen, device, sources, asked=policies is not None)
     todo = [
         Job(workload, policy, alone, repeat, device, duration_s, warm_up_s, seed, repeat == 0, sources)
         for repeat in range(repeats)
@@ -144,7 +145,7 @@ def run(
 
     def document(outcomes: Sequence[Outcome]) -> Results:
         own = () if kernels == "tuned" else (f"{kernels} kernels in place of tuned ones",)
-        notes = (*among.notes, *own, *(note for o in outcomes for note in o.notes))
+        notes = (*among.notes, *own, *left_out, *(note for o in outcomes for note in o.notes))
         return Results(
             made=Made(
                 date=datetime.now(UTC).isoformat(timespec="seconds"),
