@@ -162,7 +162,7 @@ class Limit:
     """From now on workers of a lane's elastic runs may stay on so many SMs only; None: on all.
 
     Those are the first ``sms`` that the lane can use, always in the same order. Workers elsewhere leave
-    at their next block boundary; those that come later go where they may stay. Zero pauses the lane.
+    at the end of their share; those that come later go where they may stay. Zero pauses the lane.
     Launches that only run whole do not start in a paused lane, and know no other limit.
     """
 

@@ -21,7 +21,7 @@ __all__ = ["Live"]
 class Live(Captured):
     """A module as it is, captured in one CUDA graph, with the program that was read from the graph.
 
-    A critical task runs the graph unmodified, whatever is in it: cuDNN and cuBLAS, Triton, TensorRT. In
+    A critical task runs the graph unmodified, whatever is in it: cuDNN, cuBLAS, Triton. In
     a normal task the kernels that Triton loads while this is made can be elastic; all others run whole.
     The program is one of this process: its weights are those of the module, and its file could not
     run library calls.

@@ -36,8 +36,8 @@ class Contract(Resident):
     all others of its level and above, runs alone. A pause begins once three mean gaps between requests
     of the task are allowed, and ends when no more are, or when the allowance is used up. All tasks
     together are allowed 2 % of the time, and 0.2 s at the start, until 20 requests of a task ran alone.
-    Until then the lanes below are paused whenever one of its requests runs, so with few requests a
-    second for long, or for ever.
+    Until then the lanes below are paused whenever one of its requests runs, with few requests a second for
+    minutes.
 
     Cost: one command for each request, two for each lane below and each pause. The host takes no turn in the
     path of a critical request.

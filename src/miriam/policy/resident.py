@@ -18,7 +18,7 @@ class Resident:
 
     Lanes and priorities are those of :class:`~miriam.policy.priority.Priority`. Requests of the highest
     level run in their original form. Those below are elastic, with as many workers as fit, so that one
-    that is limited leaves SMs at the next block boundary and loses nothing. Each run limits all lanes
+    that is limited leaves SMs at the end of a share and loses nothing. Each run limits all lanes
     below its own, from its start to its end, ordered by the device: the host takes no turn when a
     critical request starts or ends, and all that have arrived are enqueued, so no gap lies between two.
 
