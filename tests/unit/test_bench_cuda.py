@@ -8,7 +8,6 @@ from null_kernels import EFFECTS
 from support import Profiles, program
 
 from miriam.bench import Closed, Entry, Uniform, Workload, run_mdtb
-from miriam.bench import point as points
 from miriam.bench.report import render
 from miriam.program import Program
 from miriam.task import Criticality
@@ -41,13 +40,11 @@ def cu(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
     fake.effects.update(EFFECTS)
     fake.effects["sms"] = name_sms
     monkeypatch.setattr("miriam.device.cuda.elastic.find_ptxas", lambda: None)  # the driver assembles
-    points._codes.cache_clear()
     return fake
 
 
-@pytest.mark.usefixtures("cu")
 @pytest.mark.parametrize("device", ["cuda:0", "cuda:0/16"])
-def test_turns_on_a_gpu(device: str) -> None:
+def test_turns_on_a_gpu(cu: FakeDriver, device: str) -> None:
     found = run_mdtb(
         [WORKLOAD], "multistream,priority,resident", device, 0.6, repeats=2, programs=made, profiles=profiles,
         verify=True,
@@ -64,3 +61,16 @@ def test_turns_on_a_gpu(device: str) -> None:
     assert ("green context" in " ".join(found.notes)) is (device == "cuda:0/16")
     assert found.made.machine["gpu"]
     assert "Measured on hardware" in render(found)
+    assert cu.leaks() == []
+
+
+def test_a_run_that_is_broken_off_leaves_nothing_on_the_gpu(cu: FakeDriver) -> None:
+    def interrupt(done: int, total: int, label: str) -> None:
+        assert cu.leaks()  # kernels are loaded for the next point
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_mdtb(
+            [WORKLOAD], "multistream", "cuda:0", 0.6, programs=made, profiles=profiles, progress=interrupt,
+        )  # fmt: skip
+    assert cu.leaks() == []

@@ -217,6 +217,19 @@ def test_what_cannot_be_had_is_found_before_the_first_point(monkeypatch: pytest.
     assert told == []
 
 
+def test_an_interrupt_ends_the_daemon_at_once(control: Path) -> None:
+    def interrupt(done: int, total: int, label: str) -> None:
+        if label.endswith("mps:50"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as caught:  # and with it all frames that it went through
+        run(CLOSED, policies="mps:50,mps", progress=interrupt)
+    assert caught.tb is not None
+    started, *_, last = (control / "calls").read_text().split("\n")[:-1]
+    assert last == "quit"
+    assert not Path(started.split()[1]).parent.exists()
+
+
 def test_what_was_measured_stays_when_a_later_point_fails(tmp_path: Path) -> None:
     with pytest.raises(DeviceError, match="died with exit code 7"):
         run(STEADY, policies="multistream,timeslice", device=Deadly, out=tmp_path)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from miriam.bench.timeline import excerpt
 from miriam.bench.workload import Workload
 from miriam.coordinator import coordinate
 from miriam.device.base import Device
+from miriam.errors import DeviceError
 from miriam.policy import create
 from miriam.policy.base import Setting
 from miriam.profile import ProfileSource
@@ -24,7 +26,7 @@ from miriam.task import Task
 if TYPE_CHECKING:
     from miriam.device.cuda.work import Codes
 
-__all__ = ["Job", "Outcome", "Sources", "checks", "run_point", "simulated", "steps_of", "with_checks"]
+__all__ = ["Job", "Outcome", "Sources", "checks", "run_point", "simulated", "steps_of", "unloaded", "with_checks"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,9 +243,29 @@ def _device(name: str, profiles: ProfileSource, *, verify: bool) -> Device:
     return CudaDevice(name, profiles, codes=_codes(parse(name)[0]), verify=verify)
 
 
-@cache
+_loaded: dict[int, Codes] = {}  # by the number of the GPU, for one device after another
+
+
 def _codes(ordinal: int) -> Codes:
-    """The kernels that this process has loaded, for one device after another."""
     from miriam.device.cuda.work import Codes
 
-    return Codes(ordinal)
+    if ordinal not in _loaded:
+        _loaded[ordinal] = Codes(ordinal)
+    return _loaded[ordinal]
+
+
+@contextmanager
+def unloaded() -> Iterator[None]:
+    """A block behind which this process has no kernels loaded and holds no GPU."""
+    try:
+        yield
+    except BaseException:
+        with suppress(DeviceError):  # a GPU that has failed fails here, too
+            _unload()
+        raise
+    _unload()
+
+
+def _unload() -> None:
+    while _loaded:
+        _loaded.popitem()[1].close()

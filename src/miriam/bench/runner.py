@@ -6,7 +6,8 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import metadata
@@ -17,7 +18,7 @@ from miriam import __version__
 from miriam.bench import outside
 from miriam.bench.asked import check_device, check_models, fitting, make_folder, policy_names, times
 from miriam.bench.mps import Mps
-from miriam.bench.point import Job, Outcome, Sources, simulated
+from miriam.bench.point import Job, Outcome, Sources, simulated, unloaded
 from miriam.bench.pool import Progress, named, processors, run_one, side_by_side
 from miriam.bench.results import ALONE, Made, Results, relate
 from miriam.bench.stock import check_stock, stock_rates
@@ -31,6 +32,7 @@ from miriam.program import Program
 __all__ = ["run", "run_mdtb"]
 
 
+@unloaded()
 def run(
     benchmark: str = "mdtb",
     workloads: str | Iterable[str | Workload] | None = None,
@@ -174,12 +176,13 @@ def run(
         results = document(side_by_side(todo, jobs or processors(), progress))
     else:
         outcomes: list[Outcome] = []
-        for outcome in _measured(todo, stock=stock):
-            outcomes.append(outcome)
-            results = document(outcomes)
-            if out is not None:  # what was measured stays, whatever comes
-                results.save(Path(out) / "results.json")
-            progress(len(outcomes), len(todo), todo[len(outcomes) - 1].label)
+        with closing(_measured(todo, stock=stock)) as measured:  # whatever comes, its daemon ends here
+            for outcome in measured:
+                outcomes.append(outcome)
+                results = document(outcomes)
+                if out is not None:  # what was measured stays, too
+                    results.save(Path(out) / "results.json")
+                progress(len(outcomes), len(todo), todo[len(outcomes) - 1].label)
     if out is not None:
         from miriam.bench.report import write
 
@@ -212,7 +215,7 @@ def _order(workload: Workload, policies: tuple[str, ...]) -> Iterator[tuple[str,
             yield from ((policy, None) for policy in own)
 
 
-def _measured(todo: Sequence[Job], *, stock: bool) -> Iterator[Outcome]:
+def _measured(todo: Sequence[Job], *, stock: bool) -> Generator[Outcome]:
     """One point after another, in turns, with what normal models do in plain PyTorch before each turn if ``stock``."""
     rates: dict[int, dict[str, float]] = {}
     with Mps() as mps:
