@@ -197,6 +197,22 @@ def test_children_have_an_environment_of_their_own_and_answer_in_order() -> None
     assert "MIRIAM_TEST" not in os.environ
 
 
+def gone(connection: Connection, wait_s: float) -> None:
+    connection.send("ready")
+    time.sleep(wait_s)
+    os._exit(9)
+
+
+@pytest.mark.parametrize("wait_s", [0.0, 0.3])
+def test_children_that_die_unasked_or_without_listening_are_named(wait_s: float) -> None:
+    with Children({"one": Call({}, gone, [wait_s])}) as children:
+        children.answers(60)
+        time.sleep(0.2)  # it has died, or has not read what comes now
+        children.tell("begin")
+        with pytest.raises(DeviceError, match="the process of one died with exit code 9"):
+            children.answers(60)
+
+
 def test_children_that_do_not_answer_are_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("miriam.bench.children._END_S", 0.2)
     before = set(multiprocessing.active_children())
@@ -217,13 +233,16 @@ def test_what_cannot_be_had_is_found_before_the_first_point(monkeypatch: pytest.
     assert told == []
 
 
-def test_an_interrupt_ends_the_daemon_at_once(control: Path) -> None:
+@pytest.mark.parametrize(("number", "kind"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_a_signal_ends_the_daemon_at_once(control: Path, number: int, kind: type[BaseException]) -> None:
     def interrupt(done: int, total: int, label: str) -> None:
-        if label.endswith("mps:50"):
-            raise KeyboardInterrupt
+        if label == "X, mps:50":
+            signal.raise_signal(number)
 
-    with pytest.raises(KeyboardInterrupt) as caught:  # and with it all frames that it went through
+    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    with pytest.raises(kind) as caught:  # and with it all frames that it went through
         run(CLOSED, policies="mps:50,mps", progress=interrupt)
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == handlers
     assert caught.tb is not None
     started, *_, last = (control / "calls").read_text().split("\n")[:-1]
     assert last == "quit"

@@ -6,16 +6,18 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from types import TracebackType
+from threading import current_thread, main_thread
+from types import FrameType, TracebackType
 from typing import Any, Concatenate, ParamSpec, cast
 
 from miriam.errors import DeviceError, MiriamError
 
-__all__ = ["Call", "Children"]
+__all__ = ["Call", "Children", "ending_in_order"]
 
 _END_S = 10.0  # for a process that has answered to be gone
 
@@ -73,9 +75,10 @@ class Children:
         self._end(_END_S if kind is None else 0.0)
 
     def tell(self, message: object) -> None:
-        """Send the same to all."""
+        """Send the same to all; of who is gone :meth:`answers` knows more."""
         for connection in self._connections.values():
-            connection.send(message)
+            with suppress(OSError):
+                connection.send(message)
 
     def answers(self, timeout_s: float) -> dict[str, Any]:
         """One answer from each, by name.
@@ -102,7 +105,7 @@ class Children:
     def _answer(self, name: str, connection: Connection) -> Any:
         try:
             answer = connection.recv()
-        except EOFError:
+        except (EOFError, OSError):  # the latter if it had not read what it was told
             process = self._processes[name]
             process.join(_END_S)
             raise DeviceError(f"the process of {name} died with exit code {process.exitcode}") from None
@@ -137,4 +140,27 @@ def _run(connection: Connection, call: Call) -> None:
         answer = type(error)(str(error))
     except Exception as error:
         answer = MiriamError(f"{type(error).__name__}: {error}")
-    connection.send(answer)
+    with suppress(BrokenPipeError):  # who asked is gone
+        connection.send(answer)
+
+
+@contextmanager
+def ending_in_order() -> Iterator[None]:
+    """A block that a request to end breaks off as Ctrl-C does, so that what has to be ended with it is.
+
+    In other threads than the main one, and for signals that somebody handles already, nothing changes.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    ours = [s for s in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) is signal.SIG_DFL]
+    if current_thread() is not main_thread():
+        ours = []
+    for number in ours:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)

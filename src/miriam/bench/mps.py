@@ -55,11 +55,7 @@ class Mps:
         """
         if self._folder is not None:
             return
-        program = shutil.which(_PROGRAM)
-        if program is None:
-            raise DeviceError(
-                f"there is no {_PROGRAM}, which the policies mps need: it comes with the driver of NVIDIA"
-            )
+        program = control_program()
         self._folder = Path(tempfile.mkdtemp(prefix="miriam-mps-"))
         try:
             for name in ("pipe", "log"):

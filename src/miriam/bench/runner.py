@@ -17,6 +17,7 @@ from typing import Any
 from miriam import __version__
 from miriam.bench import outside
 from miriam.bench.asked import check_device, check_models, fitting, make_folder, policy_names, times
+from miriam.bench.children import ending_in_order
 from miriam.bench.mps import Mps
 from miriam.bench.point import Job, Outcome, Sources, simulated, unloaded
 from miriam.bench.pool import Progress, named, processors, run_one, side_by_side
@@ -218,7 +219,7 @@ def _order(workload: Workload, policies: tuple[str, ...]) -> Iterator[tuple[str,
 def _measured(todo: Sequence[Job], *, stock: bool) -> Generator[Outcome]:
     """One point after another, in turns, with what normal models do in plain PyTorch before each turn if ``stock``."""
     rates: dict[int, dict[str, float]] = {}
-    with Mps() as mps:
+    with ending_in_order(), Mps() as mps:
         for job in todo:
             if stock and job.repeat not in rates:
                 rates[job.repeat] = _stock(todo)
