@@ -1,4 +1,4 @@
-"""What the small kernels of ``miriam.elastic.resident`` do, for a GPU that runs no code.
+"""What the small kernels around the work do, for a GPU that runs no code.
 
 The launches of a pass do nothing there, so that a pass that was begun is complete when it is settled.
 """
@@ -89,6 +89,12 @@ def _compare(gpu: NullGpu, counter: int, output: int, a: int, b: int, size: int,
     gpu.set_word(wrong, gpu.word(wrong) + sum(got[i : i + 4] != want[i : i + 4] for i in range(0, size, 4)))
 
 
+def _sms(gpu: NullGpu, seen: int) -> None:
+    """Two blocks on every SM."""
+    for block in range(gpu.launches[-1].grid[0]):
+        gpu.set_word(seen + 4 * block, block // 2)
+
+
 EFFECTS: dict[str, Callable[..., Any]] = {
     EXCLUSIVE: _exclusive,
     CLAIMED: _begin,
@@ -100,4 +106,5 @@ EFFECTS: dict[str, Callable[..., Any]] = {
     resident.LOOK: _look,
     resident.FEED: _feed,
     resident.COMPARE: _compare,
+    "sms": _sms,
 }

@@ -27,18 +27,11 @@ def profiles() -> Profiles:
     return Profiles(made("fast"), made("slow"))
 
 
-def name_sms(gpu: FakeDriver, seen: int) -> None:
-    """Two blocks on every SM."""
-    for block in range(gpu.launches[-1].grid[0]):
-        gpu.set_word(seen + 4 * block, block // 2)
-
-
 @pytest.fixture
 def cu(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
     fake = FakeDriver()
     fake.install(monkeypatch)
     fake.effects.update(EFFECTS)
-    fake.effects["sms"] = name_sms
     monkeypatch.setattr("miriam.device.cuda.elastic.find_ptxas", lambda: None)  # the driver assembles
     return fake
 

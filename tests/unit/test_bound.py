@@ -11,12 +11,17 @@ from fake_driver import CUresult
 from hypothesis import given
 from hypothesis import strategies as st
 from null_gpu import Graph
+from null_kernels import EFFECTS
+from support import Profiles, program
 
+from miriam.device.base import Lane, Run
 from miriam.device.cuda.bound import Parts
+from miriam.device.cuda.device import CudaDevice
 from miriam.device.cuda.driver import Gpu, Module, Stream
 from miriam.device.cuda.instance import Instance
 from miriam.errors import DeviceError
 from miriam.program import Buffer, Kernel, Launch, Pointer, Program, Role, Source, Tensor
+from miriam.task import Request, Task
 
 
 @pytest.fixture
@@ -165,10 +170,27 @@ def test_a_program_of_somebody_else_is_refused(cu: Cloning) -> None:
     live.close()
 
 
+def test_a_live_program_is_one_task(cu: Cloning) -> None:
+    cu.effects.update(EFFECTS)
+    live = Foreign(cu, NAMES)
+    on = CudaDevice("cuda:0", Profiles(program("p")), bound=[live])
+    on.open((Lane("critical", 1), Lane("normal")))
+    on.submit(run := Run(Request(Task("one", live.program, 1), 0, 0.0), 0))
+    with pytest.raises(DeviceError, match="two and one are one live program, live, .*: make one for each task"):
+        on.submit(Run(Request(Task("two", live.program), 0, 0.0), 1))
+    assert [event.run for event in on.events(1e7)] == [run]
+    on.close()
+    live.close()
+    assert cu.leaks() == []
+
+
 def test_what_the_driver_refuses_leaves_nothing_behind(cu: Cloning) -> None:
     live = Foreign(cu, NAMES)
     cu.fail["cuGraphNodeFindInClone"] = CUresult.CUDA_ERROR_INVALID_VALUE
-    with pytest.raises(DeviceError, match="cuGraphNodeFindInClone failed"):
-        live.graph(0, 2)
+    for _ in range(2):
+        with pytest.raises(DeviceError, match="cuGraphNodeFindInClone failed"):
+            live.graph(0, 2)
+    del cu.fail["cuGraphNodeFindInClone"]
+    assert [node.label for node in cu.handles[live.graph(0, 2)].nodes] == ["a", "b"]
     live.close()
     assert cu.leaks() == []

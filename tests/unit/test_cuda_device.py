@@ -39,11 +39,6 @@ CLOSING = (
 TRIED = ("cuDevSmResourceSplitByCount",)  # there is another way
 
 
-def _sms(gpu: FakeDriver, seen: int) -> None:
-    for block in range(gpu.launches[-1].grid[0]):
-        gpu.set_word(seen + 4 * block, block // 2)
-
-
 @dataclass(frozen=True)
 class Bound(Function):
     """A kernel in the context in which it was asked for."""
@@ -76,7 +71,6 @@ def cu(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
     fake = Strict()
     fake.install(monkeypatch)
     fake.effects.update(EFFECTS)
-    fake.effects["sms"] = _sms
     monkeypatch.setattr("miriam.device.cuda.elastic.find_ptxas", lambda: None)  # the driver assembles
     return fake
 
@@ -351,6 +345,28 @@ def test_a_program_without_code_is_refused_and_the_device_goes_on(cu: FakeDriver
     assert ended(on) == [first, last]
     on.close()
     assert cu.leaks() == []
+
+
+def test_tasks_with_one_name_are_refused_whatever_they_are(cu: FakeDriver) -> None:
+    on = opened()
+    on.submit(first := Run(request(FAST), 0))
+    for lane in (0, 1):
+        with pytest.raises(DeviceError, match="two tasks have the name 'fast'"):
+            on.submit(Run(request(Task("fast", SLOW.program)), lane))
+    assert ended(on) == [first]
+    on.close()
+    assert cu.leaks() == []
+
+
+def test_two_tasks_of_one_program_have_memory_of_their_own(cu: FakeDriver) -> None:
+    on = opened()
+    runs = [Run(request(FAST), 0), Run(request(Task("other", FAST.program)), 1)]
+    for run in runs:
+        on.submit(run)
+    assert set(ended(on)) == set(runs)
+    inputs = [run.args[0] for run in cu.launches if run.name == FAST.program.kernels[0].name]
+    assert len(set(inputs)) == len(inputs) == 2
+    on.close()
 
 
 def test_a_run_whose_graph_cannot_be_made_is_as_if_it_had_never_been(cu: FakeDriver) -> None:

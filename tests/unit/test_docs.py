@@ -111,18 +111,12 @@ def test_the_policy_example_protects_the_critical_network(capsys: pytest.Capture
     assert float(found[1][1]) < float(found[0][1])
 
 
-def two_blocks_on_every_sm(gpu: FakeDriver, seen: int) -> None:
-    for block in range(gpu.launches[-1].grid[0]):
-        gpu.set_word(seen + 4 * block, block // 2)
-
-
 def test_the_gpu_example_serves_both_networks(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake = FakeDriver()
     fake.install(monkeypatch)
     fake.effects.update(EFFECTS)
-    fake.effects["sms"] = two_blocks_on_every_sm
     monkeypatch.setattr("miriam.device.cuda.elastic.find_ptxas", lambda: None)  # the driver assembles
     runpy.run_path(str(ROOT / "examples" / "gpu.py"))["main"]("cuda:0", 0.2)
     found = re.findall(r"^(\w+) +critical p99 +[1-9]\d* us +normal +[1-9]\d* ", capsys.readouterr().out, re.MULTILINE)

@@ -72,18 +72,25 @@ class Parts:
         key = (first, last, priority)
         if key not in self._made:
             made = check("cuGraphClone", self._whole)
+            try:
+                self._thin_out(made, range(first, last), priority)
+            except BaseException:
+                check("cuGraphDestroy", made)
+                raise
             self._made[key] = made
-            for number, (node, kind) in enumerate(self._launches):
-                twin = check("cuGraphNodeFindInClone", node, made)
-                if not first <= number < last:
-                    check("cuGraphDestroyNode", twin)
-                elif kind == self._kernel:
-                    cu = bindings()
-                    value = cu.CUkernelNodeAttrValue()
-                    value.priority = priority
-                    name = cu.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PRIORITY
-                    check("cuGraphKernelNodeSetAttribute", twin, name, value)
         return int(self._made[key])
+
+    def _thin_out(self, made: Any, kept: range, priority: int) -> None:
+        cu = bindings()
+        value = cu.CUkernelNodeAttrValue()
+        value.priority = priority
+        name = cu.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PRIORITY
+        for number, (node, kind) in enumerate(self._launches):
+            twin = check("cuGraphNodeFindInClone", node, made)
+            if number not in kept:
+                check("cuGraphDestroyNode", twin)
+            elif kind == self._kernel:
+                check("cuGraphKernelNodeSetAttribute", twin, name, value)
 
     def close(self) -> None:
         """Destroy the parts; the graph that they come from stays."""

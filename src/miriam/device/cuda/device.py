@@ -370,6 +370,7 @@ class CudaDevice:
         """The task in the place of a lane."""
         key = (task.name, lane.place)
         if key not in self._works:
+            self._check_alone(task)
             with self._standing_still():
                 sizes = share_sizes(task.program, self._profiles, self._model, lane.place.sms)
                 seed = len(self._works)
@@ -378,7 +379,19 @@ class CudaDevice:
                 work = Work(self._codes, lane.place, task.program, sizes, seed=seed, verify=verify, bound=bound)
                 self._made.callback(work.close)
                 self._works[key] = work
-        return self._works[key]
+        work = self._works[key]
+        if work.program is not task.program:
+            raise DeviceError(f"two tasks have the name {task.name!r}: give each a name of its own")
+        return work
+
+    def _check_alone(self, task: Task) -> None:
+        """Refuse a task that would run in the memory of another one."""
+        for (name, _), work in self._works.items():
+            if name != task.name and work.program is task.program and id(task.program) in self._bound:
+                raise DeviceError(
+                    f"{task.name} and {name} are one live program, {task.program.name}, in whose memory one inference "
+                    "at a time has room: make one for each task"
+                )
 
     @contextmanager
     def _standing_still(self) -> Iterator[None]:
