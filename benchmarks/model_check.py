@@ -1,10 +1,11 @@
 """How far the simulated figures of a benchmark lie from those that were measured on a GPU.
 
-    python benchmarks/model_check.py report/results.json [--device sim:h200/16] [--turns 1] [--out RECORD]
+    python benchmarks/model_check.py report/results.json [--device sim:h200/16] [--turns 1] [--share 0.5] [--out RECORD]
 
-Every point of the document is simulated with its workload, policy, seed, duration and warm-up, but for those of
-the driver's own baselines, which the model has not. Figures are medians over the turns; an error is simulated /
-measured - 1. Where a figure is not known on both sides, as the p99 of a task that finished nothing, it is left out.
+Every point of the document is simulated with its workload, policy, seed, duration and warm-up, or a share of both,
+but for those of the driver's own baselines, which the model has not. Figures are medians over the turns; an error
+is simulated / measured - 1. Where a figure is not known on both sides, as the p99 of a task that finished nothing,
+it is left out.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ def check(
     device: str,
     *,
     turns: int | None = None,
+    share: float = 1.0,
     jobs: int | None = None,
     programs: Callable[[str], Program] | None = None,
     profiles: Callable[[], ProfileSource] | None = None,
@@ -51,6 +53,8 @@ def check(
         The simulated one.
     turns
         How many turns; None: all.
+    share
+        Of the time that was measured, from its begin on, that is simulated.
     jobs
         Processes; None: one for each processor.
     programs, profiles
@@ -66,8 +70,8 @@ def check(
     workloads = {w.name: w for w in measured.workloads}
     sources = Sources.usual(programs, profiles, None, kernels=measured.kernels, verify=False)
     todo = [
-        Job(workloads[p.workload], p.policy, p.alone, p.repeat, device, measured.duration_s, measured.warm_up_s,
-            measured.seed, False, sources)
+        Job(workloads[p.workload], p.policy, p.alone, p.repeat, device, share * measured.duration_s,
+            share * measured.warm_up_s, measured.seed, False, sources)
         for p in points
     ]  # fmt: skip
     simulated = [outcome.point for outcome in side_by_side(todo, jobs or processors(), progress)]
@@ -87,6 +91,7 @@ def check(
         "simulated_on": device,
         "suite": measured.suite,
         "duration_s": measured.duration_s,
+        "simulated_s": round(share * measured.duration_s, 6),
         "turns": len({p.repeat for p in points}),
         "miriam": miriam.__version__,
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
@@ -140,12 +145,17 @@ def main() -> None:
     parser.add_argument("results", type=Path)
     parser.add_argument("--device", help="that of the document on a simulated H200, if left out")
     parser.add_argument("--turns", type=int, help="all if left out")
+    parser.add_argument("--share", type=float, default=1.0, help="of the measured time, that is simulated (1)")
     parser.add_argument("--out", type=Path, help="model-check-SUITE-SMS.json among the records, if left out")
     args = parser.parse_args()
     measured = Results.load(args.results)
     device = args.device or model_of(measured.device)
     record = check(
-        measured, device, turns=args.turns, progress=lambda done, total, label: print(f"{done}/{total} {label}")
+        measured,
+        device,
+        turns=args.turns,
+        share=args.share,
+        progress=lambda done, total, label: print(f"{done}/{total} {label}"),
     )
     print(f"\n{'figure':18} {'':9} {'rows':>4} {'median':>7} {'p90':>7} {'largest':>8}")
     for row in record["summary"]:

@@ -40,6 +40,7 @@ class LaneState:
     span_us: float | None = None
     held: float = math.inf
     said: bool = False
+    walks_us: float = 0.0  # until when a pass that was left walks over its other launches
 
 
 class Reference:
@@ -54,6 +55,7 @@ class Reference:
             self.lanes.append(LaneState(lane.priority, part or range(spec.geometry.sms)))
             top = part.start
         self.sms: list[list[Block]] = [[] for _ in range(spec.geometry.sms)]
+        self.shared = [0] * spec.geometry.sms  # bytes, as the first block of an SM wants them
         self.now_us = 0.0
         self.spans: list[tuple[int, int, int, float, float]] = []
         self.yields: list[int] = []
@@ -110,7 +112,7 @@ class Reference:
                 self.spans.append((index, lane.launch, self.blocks(lane), lane.span_us, self.now_us))
                 lane.launch += 1
                 if lane.launch in lane.run.launches:
-                    lane.begins_us = self.now_us + self.cost(lane).gap_us
+                    lane.begins_us = self.now_us + self.gap_us(lane)
                 else:
                     lane.run = None
 
@@ -119,14 +121,16 @@ class Reference:
             if lane.run is None and lane.queue:
                 lane.run = lane.queue.pop(0)
                 lane.launch = lane.run.first
-                lane.begins_us = self.now_us + self.cost(lane).gap_us
+                start_us = self.spec.run_us + (0.0 if lane.run.workers is None else self.spec.elastic_run_us)
+                lane.begins_us = self.now_us + start_us + self.gap_us(lane)
         for index, lane in enumerate(self.lanes):
             before, lane.held = lane.held, self.limit(index)
             if lane.run is None or lane.begins_us is not None or not lane.held > before:
                 continue
             if lane.said:
                 passed = lane.launch - lane.run.first
-                lane.begins_us = self.now_us + passed * self.spec.skip_us + self.cost(lane).gap_us
+                again_us = max(self.now_us, lane.walks_us)
+                lane.begins_us = again_us + passed * self.spec.skip_us + self.cost(lane).gap_us
             elif self.workers(index) is not None:
                 lane.ready_us = self.now_us
         order = sorted(range(len(self.lanes)), key=lambda i: (-self.lanes[i].priority, self.lanes[i].ready_us, i))
@@ -142,12 +146,15 @@ class Reference:
                 wanted = 0
             usable = self.may_use(index)
             while wanted:
-                rooms = [self.room(sm, self.cost(lane)) if i in usable else 0 for i, sm in enumerate(self.sms)]
+                rooms = [self.room(i, self.cost(lane)) if i in usable else 0 for i in range(len(self.sms))]
                 if max(rooms) == 0:
                     break
                 cost = self.cost(lane)
                 factor = 1.0 if lane.run.workers is None or cost.rigid else self.spec.elastic_overhead
-                self.sms[rooms.index(max(rooms))].append(Block(index, cost, cost.duration_us * factor))
+                here = rooms.index(max(rooms))
+                if not self.sms[here]:
+                    self.shared[here] = cost.carveout_bytes
+                self.sms[here].append(Block(index, cost, cost.duration_us * factor))
                 lane.waiting -= 1
                 wanted -= 1
                 if lane.span_us is None:
@@ -158,6 +165,8 @@ class Reference:
             stopped = self.limit(index) == 0 and not self.resident(index) and not lane.said
             if stopped and lane.run is not None and lane.run.workers is not None and lane.begins_us is None:
                 lane.said = True
+                behind = lane.run.launches.stop - lane.launch - 1
+                lane.walks_us = self.now_us + behind * self.spec.skip_us
                 self.yields.append(index)
         blocks = [block for sm in self.sms for block in sm]
         dram, l2 = sum(block.cost.dram_share for block in blocks), sum(block.cost.l2_share for block in blocks)
@@ -165,8 +174,8 @@ class Reference:
             load = sum(block.cost.sm_share for block in sm)
             for block in sm:
                 cost = block.cost
-                stretch4 = cost.rest + load**4 + cost.dram_weight * dram**4 + cost.l2_weight * l2**4
-                block.rate = 1.0 / (block.duration_us * max(stretch4, 2.0**-8) ** 0.25)
+                square = cost.rest + load**2 + cost.dram_weight * dram**2 + cost.l2_weight * l2**2
+                block.rate = 1.0 / (block.duration_us * max(square, 2.0**-4) ** 0.5)
             self.check(sm)
 
     def check(self, sm: list[Block]) -> None:
@@ -175,7 +184,16 @@ class Reference:
         assert sum(block.cost.footprint.registers for block in sm) <= self.geometry.registers_per_sm
         assert sum(block.cost.footprint.shared_bytes for block in sm) <= self.geometry.shared_per_sm_bytes
 
-    def room(self, sm: list[Block], cost: BlockCost) -> int:
+    def gap_us(self, lane: LaneState) -> float:
+        others = [other for other in self.lanes if other is not lane and other.run is not None]
+        left = [other for other in others if other.said and other.begins_us is None]
+        walk_us = max((other.walks_us - self.now_us for other in left), default=0.0)
+        company_us = self.spec.company_gap_us if len(left) < len(others) else 0.0
+        return self.cost(lane).gap_us + company_us + max(0.0, walk_us)
+
+    def room(self, number: int, cost: BlockCost) -> int:
+        sm = self.sms[number]
+        shared_bytes = self.shared[number] if sm else self.geometry.shared_per_sm_bytes
         need, here = cost.footprint, [block.cost.footprint for block in sm]
         fits = [
             self.geometry.blocks_per_sm - len(sm),
@@ -183,7 +201,7 @@ class Reference:
             (self.geometry.registers_per_sm - sum(f.registers for f in here)) // need.registers,
         ]
         if need.shared_bytes:
-            fits.append((self.geometry.shared_per_sm_bytes - sum(f.shared_bytes for f in here)) // need.shared_bytes)
+            fits.append((shared_bytes - sum(f.shared_bytes for f in here)) // need.shared_bytes)
         return min(fits)
 
     def resident(self, lane: int) -> int:

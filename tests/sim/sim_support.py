@@ -93,9 +93,11 @@ def serve(
 
 
 def alone(name: str, profiles: ProfileSource, program: Program, **form: int) -> float:
-    """Time on the device of one request of ``program`` with nothing beside it, host costs left out."""
+    """Time of the launches of one request of ``program`` with nothing beside it, host and start of a run left out."""
     device, (request,) = serve(name, profiles, Scripted([0], whole_runs({"alone": 0}, **form)),
                                (Task("alone", program), 0.0))  # fmt: skip
     assert request.finish_us is not None
-    submit_us = device.spec.host_graph_us if len(program.launches) > 1 else device.spec.host_launch_us
-    return request.finish_us - submit_us
+    spec, launches = device.spec, len(program.launches)
+    host_us = spec.host_event_us + launches * spec.host_step_us + spec.run_cost_us(launches)
+    around_us = spec.run_us + (spec.elastic_run_us if "workers" in form else 0.0)
+    return request.finish_us - host_us - around_us

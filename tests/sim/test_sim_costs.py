@@ -108,7 +108,7 @@ def test_scaling_follows_what_binds() -> None:
     h200, xavier = parse("sim:h200"), parse("sim:xavier")
     clocks = h200.clock_mhz / xavier.clock_mhz
     assert ratio(QUIET, "sim:xavier") == pytest.approx(clocks)
-    assert ratio(counters(pipe=1.0), "sim:xavier") == pytest.approx(2 * clocks, rel=0.01)  # 64 lanes against 128
+    assert ratio(counters(pipe=1.0), "sim:xavier") == pytest.approx(2 * clocks, rel=0.03)  # 64 lanes against 128
     # 8 SMs drew 8/132 of the bandwidth of an H200: all blocks together draw more than a Xavier has.
     bound = 100 * 8 / 132 * h200.dram_bytes_per_us / xavier.dram_bytes_per_us
     assert ratio(counters(dram=4.8e6 * 100, l2=4.8e6 * 100), "sim:xavier") * 100 >= bound

@@ -13,17 +13,35 @@ from support import Profiles, program
 from miriam.coordinator import View, coordinate
 from miriam.device.base import Command, Event, EventKind, Lane, Limit, Run
 from miriam.device.sim.device import SimDevice
+from miriam.device.sim.spec import Spec, parse
 from miriam.errors import DeviceError, ProfileError
 from miriam.profile import Counters, LaunchProfile
 from miriam.program import Buffer, Kernel, Launch, Program, Role, Source
 from miriam.task import Request, Task
 
 LAUNCH_US, GRAPH_US, NOTICE_US, GAP_US = 4.2, 4.0, 4.0, 0.52
+EXTRA_US = (
+    "host_node_us", "host_event_us", "host_step_us", "run_us", "elastic_run_us", "company_gap_us"
+)  # fmt: skip
 BUSY = Counters(2e6, 1e6, 4e6, 6e6, 0.3, 0.5)
 
 
 def constant(*programs: Program, block_us: float = 10.0, residency: int = 1, counters: Counters = QUIET) -> Profiles:
     return Profiles(*programs, block_us=block_us, gap_us=GAP_US, residency=residency, counters=counters)
+
+
+pytestmark = pytest.mark.usefixtures("bare")
+
+
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Devices that take no time beside blocks, gaps and commands: where and when blocks go can be counted."""
+
+    def lean(name: str) -> Spec:
+        without = dict.fromkeys(EXTRA_US, 0.0)
+        return replace(parse(name), host_graph_us=GRAPH_US, host_notice_us=NOTICE_US, **without)
+
+    monkeypatch.setattr("miriam.device.sim.device.parse", lean)
 
 
 # Alone
@@ -77,7 +95,7 @@ def test_two_that_need_the_whole_bandwidth_share_it() -> None:
     a, b = Task("a", first), Task("b", second)
     _, done = serve("sim:h200", profiles, Scripted([0, 0], whole_runs({"a": 0, "b": 1})), (a, 0.0), (b, 0.0))
     assert len(done) == 2
-    assert all(1.8 * 100 < _took(request) < 2.0 * 100 for request in done)
+    assert all(1.7 * 100 < _took(request) < 2.0 * 100 for request in done)
 
 
 @settings(max_examples=40)
@@ -113,7 +131,7 @@ def test_what_ran_in_between_leaves_cold_caches(other_bytes: int, slower: bool) 
     _, done = serve("sim:h200", profiles, Scripted([0, 0], whole_runs({"a": 0, "b": 1})),
                     (a, 0.0), (a, 1000.0), (b, 2000.0), (a, 3000.0), (a, 4000.0))  # fmt: skip
     first, again, _, behind, warm = (_took(request) for request in done)
-    assert first == pytest.approx(100, rel=1e-3)
+    assert first == pytest.approx(100, rel=3e-3)  # a change of load of less than 0.5 % is not passed on
     assert again == pytest.approx(first)
     assert warm == pytest.approx(first)
     assert (behind > 105) if slower else (behind == pytest.approx(first))

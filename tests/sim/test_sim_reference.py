@@ -14,7 +14,7 @@ from miriam.coordinator import View, coordinate
 from miriam.device.base import Command, Event, EventKind, Lane, Limit, Run
 from miriam.device.sim.costs import CostModel
 from miriam.device.sim.device import SimDevice
-from miriam.device.sim.spec import parse
+from miriam.device.sim.spec import Spec, parse
 from miriam.profile import Counters, LaunchProfile
 from miriam.program import Program
 from miriam.task import Request, Task
@@ -109,8 +109,16 @@ def _both(scenario: Scenario, memory: float) -> tuple[list[float], list[float]]:
     for toy, lane in zip(toys, scenario.lanes, strict=True):
         for i, step in enumerate(lane.steps):
             profiles.add(toy, i, _profile(step, memory))
-    ours, theirs = _simulated(scenario, profiles, toys), _expected(scenario, profiles, toys)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("miriam.device.sim.device.parse", _prompt)
+        ours = _simulated(scenario, profiles, toys)
+    theirs = _expected(scenario, profiles, toys)
     return [n for row in ours for n in row], [n for row in theirs for n in row]
+
+
+def _prompt(name: str) -> Spec:
+    """A device whose host books events in no time, so that ends do not delay commands."""
+    return replace(parse(name), host_event_us=0.0, host_step_us=0.0)
 
 
 def _lanes(scenario: Scenario) -> list[Lane]:
@@ -154,13 +162,13 @@ def _simulated(scenario: Scenario, profiles: HandMade, toys: list[Program]) -> l
 
 
 def _expected(scenario: Scenario, profiles: HandMade, toys: list[Program]) -> list[tuple[float, ...]]:
-    spec = parse(DEVICE)
+    spec = _prompt(DEVICE)
     model = CostModel(spec, profiles)
     costs = {id(toy): model.program(toy) for toy in toys}
     reference = Reference(spec, _lanes(scenario), costs)
     commands: list[tuple[float, Run | Limit]] = []
     for i, (toy, lane) in enumerate(zip(toys, scenario.lanes, strict=True)):
-        cost_us = spec.host_graph_us if len(toy.launches) > 1 else spec.host_launch_us
+        cost_us = spec.run_cost_us(len(toy.launches))
         run = Run(Request(Task(toy.name, toy), i, 0.0), i, workers=lane.workers, limits=lane.limits)
         commands.append((APART_US * i + cost_us, run))
     for i, limit in enumerate(scenario.limits):

@@ -4,10 +4,10 @@ A block has four components: a *latency* that it needs even in an empty GPU, *wo
 time of the unit that it uses most), and bytes to L2 and to DRAM. With n equal blocks on an SM and N
 on the device it lasts ::
 
-    duration = (latency^4 + (n work)^4 + (N dram_bytes / dram_bandwidth)^4 + (N l2_bytes / l2_bandwidth)^4)^(1/4)
+    duration = (latency^2 + (n work)^2 + (N dram_bytes / dram_bandwidth)^2 + (N l2_bytes / l2_bandwidth)^2)^(1/2)
 
-a smooth maximum: what is far from its capacity hardly counts, what is at its capacity rules. The
-exponent is a choice; benchmarks/wave_fit.py shows how well it foretells launches on more SMs.
+between a maximum and a sum: what overlaps and what waits. The exponent is a choice; benchmarks/wave_fit.py
+shows how well it foretells launches on more SMs, benchmarks/model_check.py programs in company.
 """
 
 from __future__ import annotations
@@ -19,17 +19,13 @@ from miriam.device.sim.spec import MEASURED, Spec
 
 __all__ = ["Block", "Wave"]
 
-_LEAST = 2.0**-8
-"""Least share of latency in duration^4: a block alone on its SM runs at most four times faster."""
+_LEAST = 2.0**-4
+"""Least share of latency in duration^2: a block alone on its SM runs at most four times faster."""
 
 _LINE_BYTES = 128
 _L2_CYCLES, _DRAM_CYCLES = 263.0, 479.0
 """Latencies of an H100 (Luo et al., "Benchmarking and Dissecting the Nvidia Hopper GPU Architecture
 via Microbenchmarking", 2024)."""
-
-
-def _root4(value: float) -> float:
-    return math.sqrt(math.sqrt(value))
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,15 +72,15 @@ class Block:
             wave.resident * self.dram_bytes / spec.dram_bytes_per_us,
             wave.resident * self.l2_bytes / spec.l2_bytes_per_us,
         )
-        return _root4(sum(part**4 for part in parts))
+        return math.sqrt(sum(part**2 for part in parts))
 
     def loads(self, wave: Wave, duration_us: float, spec: Spec) -> tuple[float, float, float]:
         """Loads of SM, DRAM and L2 in the first wave, shrunk together where they exceed the time."""
         sm = wave.per_sm * self.work_us / duration_us
         dram = wave.resident * self.dram_bytes / (spec.dram_bytes_per_us * duration_us)
         l2 = wave.resident * self.l2_bytes / (spec.l2_bytes_per_us * duration_us)
-        total = sm**4 + dram**4 + l2**4
-        shrink = 1.0 if total <= 1 - _LEAST else _root4((1 - _LEAST) / total)
+        total = sm**2 + dram**2 + l2**2
+        shrink = 1.0 if total <= 1 - _LEAST else math.sqrt((1 - _LEAST) / total)
         return sm * shrink, dram * shrink, l2 * shrink
 
     def weights(self, wave: Wave, duration_us: float, spec: Spec) -> tuple[float, float]:
@@ -106,11 +102,11 @@ class Block:
         """The launch alone, gap left out: full waves, then a last one, which leaves room and is faster for it."""
         sm, dram, l2 = self.loads(wave, duration_us, spec)
         w_dram, w_l2 = self.weights(wave, duration_us, spec)
-        sm4, memory4 = sm**4, w_dram * dram**4 + w_l2 * l2**4
+        sm2, memory2 = sm**2, w_dram * dram**2 + w_l2 * l2**2
 
         def stretched_us(on_sm: int, resident: int) -> float:
             own, all_ = on_sm / wave.per_sm, resident / wave.resident
-            return duration_us * _root4(1.0 - sm4 * (1.0 - own**4) - memory4 * (1.0 - all_**4))
+            return duration_us * math.sqrt(1.0 - sm2 * (1.0 - own**2) - memory2 * (1.0 - all_**2))
 
         waves = -(-wave.blocks // wave.full)
         last = wave.blocks - (waves - 1) * wave.full
@@ -130,7 +126,7 @@ class Block:
         duration_us = self._fitted_us(wave, whole_us)
         sm, dram, l2 = self.loads(wave, duration_us, MEASURED)
         return Block(
-            latency_us=duration_us * _root4(1.0 - sm**4 - dram**4 - l2**4),
+            latency_us=duration_us * math.sqrt(1.0 - sm**2 - dram**2 - l2**2),
             work_us=sm * duration_us / wave.per_sm,
             dram_bytes=dram * duration_us * MEASURED.dram_bytes_per_us / wave.resident,
             l2_bytes=l2 * duration_us * MEASURED.l2_bytes_per_us / wave.resident,
@@ -143,7 +139,7 @@ class Block:
         straight line.
         """
         waves = -(-wave.blocks // wave.full)
-        low, high = whole_us / waves, whole_us / (waves - 1 + _root4(_LEAST))
+        low, high = whole_us / waves, whole_us / (waves - 1 + math.sqrt(_LEAST))
         under = self.whole_us(wave, low, MEASURED) - whole_us
         over = self.whole_us(wave, high, MEASURED) - whole_us
         side = 0

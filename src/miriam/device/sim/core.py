@@ -9,6 +9,10 @@ What it models of the hardware:
   those of one priority in the order in which they became ready; while one has blocks left that do not
   fit, none behind it places any (Amert et al., "GPU Scheduling on the NVIDIA TX2: Hidden Details
   Revealed", RTSS 2017). One that may use only some of the SMs keeps nobody waiting.
+* Shared memory and L1 of an SM are one memory, split as its first block wants it; while blocks are there, it
+  stays so.
+* A launch follows the one before it later when other lanes have work. A pass that its workers have left
+  walks over its other launches, and launches of other lanes wait for that.
 * A lane with a partition uses the SMs of that, any other lane all SMs.
 * An elastic worker keeps its place on the SM and takes one logical block after another. It leaves at
   the end of a block when a limit of its lane leaves that SM out; others come where the
@@ -53,8 +57,8 @@ def _inner(function: _F) -> _F:
 
 
 _TOGETHER_US = 1e-6  # what lies closer than this is one event: rounding must not tear a wave apart
-_SLACK = 0.01  # share of stretch^4 by which loads on memory may change before all rates are set anew
-_FLOOR = 2.0**-8
+_SLACK = 0.005  # share of stretch^2 by which loads on memory may change before all rates are set anew
+_FLOOR = 2.0**-4
 
 
 @_inner
@@ -75,18 +79,18 @@ def _pace(st: State, s: int) -> None:
     for k in range(st.lane.shape[0]):
         if st.held[s, k] > 0:
             load += st.held[s, k] * st.cost[st.lane[k, col.ROW], col.SM]
-    load4 = load * load * load * load
+    load_square = load * load
     due = np.inf
     for k in range(st.lane.shape[0]):
         if st.held[s, k] > 0:
             row = st.lane[k, col.ROW]
-            stretch4 = (
+            stretch_square = (
                 st.cost[row, col.REST]
-                + load4
-                + st.cost[row, col.DRAM_WEIGHT] * st.now[col.DRAM4]
-                + st.cost[row, col.L2_WEIGHT] * st.now[col.L24]
+                + load_square
+                + st.cost[row, col.DRAM_WEIGHT] * st.now[col.DRAM_SQUARE]
+                + st.cost[row, col.L2_WEIGHT] * st.now[col.L2_SQUARE]
             )
-            rate = 1.0 / (st.cost[row, col.DURATION] * np.sqrt(np.sqrt(max(stretch4, _FLOOR))))
+            rate = 1.0 / (st.cost[row, col.DURATION] * np.sqrt(max(stretch_square, _FLOOR)))
             st.rate[s, k] = rate
             due = min(due, st.synced[s] + max(st.ends[s, k, st.head[s, k]] - st.clock[s, k], 0.0) / rate)
     st.due[s] = due
@@ -114,10 +118,12 @@ def _occupy(st: State, s: int, k: int, blocks: int) -> None:
     row, slots = st.lane[k, col.ROW], st.ends.shape[2]
     if st.free[s, col.SLOTS] == slots:
         st.total[col.ACTIVE] += 1
+        st.free[s, col.SHARED] = st.need[row, col.CARVEOUT]
     for i in range(4):
         st.free[s, i] -= blocks * st.need[row, i]
     if st.free[s, col.SLOTS] == slots:
         st.total[col.ACTIVE] -= 1
+        st.free[s, col.SHARED] = st.total[col.SHARED_SIZE]
     st.held[s, k] += blocks
     st.lane[k, col.RUNNING] += blocks
     st.total[col.WARPS] += blocks * st.need[row, col.WARP_COUNT]
@@ -215,6 +221,20 @@ def _place_all(st: State) -> None:
 
 
 @_inner
+def _gap(st: State, k: int) -> float:
+    """From now to the next launch of a lane: longer if another lane is at work."""
+    walk, company = 0.0, 0.0
+    for j in range(st.lane.shape[0]):
+        if j != k and st.lane[j, col.PHASE] != col.EMPTY:
+            if st.lane[j, col.SAID] and st.lane[j, col.PHASE] == col.OPEN:
+                walk = max(walk, st.timer[j] - st.now[col.TIME])
+            else:
+                company = st.now[col.COMPANY]
+    gap: float = st.cost[st.lane[k, col.ROW], col.GAP] + company + walk
+    return gap
+
+
+@_inner
 def _begin(st: State) -> None:
     """Start the runs that can start, and make the limits of all that are under way hold."""
     lanes = st.lane.shape[0]
@@ -224,7 +244,10 @@ def _begin(st: State) -> None:
             st.lane[k, col.PHASE] = col.BETWEEN
             st.lane[k, col.STEP] = 0
             st.lane[k, col.ROW] = st.run[run, col.FIRST_ROW]
-            st.timer[k] = st.now[col.TIME] + st.cost[st.lane[k, col.ROW], col.GAP]
+            start = st.now[col.RUN_US]
+            if st.run[run, col.WORKER_COUNT] != NONE:
+                start += st.now[col.ELASTIC]
+            st.timer[k] = st.now[col.TIME] + start + _gap(st, k)
     for k in range(lanes):
         limit = st.lane[k, col.BASE]
         for j in range(lanes):
@@ -236,7 +259,7 @@ def _begin(st: State) -> None:
             if st.lane[k, col.SAID]:  # everybody left: the run is launched again and passes what is complete
                 st.lane[k, col.PHASE] = col.BETWEEN
                 again = st.lane[k, col.STEP] * st.now[col.SKIP] + st.cost[st.lane[k, col.ROW], col.GAP]
-                st.timer[k] = st.now[col.TIME] + again
+                st.timer[k] = max(st.now[col.TIME], st.timer[k]) + again
             elif st.lane[k, col.WORKERS] < ALL:
                 st.ready[k] = st.now[col.TIME]
         st.lane[k, col.LIMIT] = limit
@@ -326,7 +349,7 @@ def _close(st: State, k: int) -> None:
     if st.lane[k, col.STEP] < st.run[run, col.STEPS]:
         st.lane[k, col.PHASE] = col.BETWEEN
         st.lane[k, col.ROW] += 1
-        st.timer[k] = t + st.cost[st.lane[k, col.ROW], col.GAP]
+        st.timer[k] = t + _gap(st, k)
         return
     _tell(st, k)
     st.lane[k, col.PHASE] = col.EMPTY
@@ -348,19 +371,23 @@ def _settle(st: State) -> None:
             l2 += st.lane[k, col.RUNNING] * st.cost[st.lane[k, col.ROW], col.L2]
         elif _paused(st, k) and not st.lane[k, col.SAID]:
             st.lane[k, col.SAID] = 1
+            behind = st.run[st.lane[k, col.HEAD], col.STEPS] - st.lane[k, col.STEP] - 1
+            st.timer[k] = st.now[col.TIME] + behind * st.now[col.SKIP]
             _tell(st, k)
-    dram4, l24 = dram * dram * dram * dram, l2 * l2 * l2 * l2
+    dram_square, l2_square = dram * dram, l2 * l2
     everywhere = False
     for k in range(lanes):
         if st.lane[k, col.RUNNING] > 0:
             row = st.lane[k, col.ROW]
             of_dram, of_l2 = st.cost[row, col.DRAM_WEIGHT], st.cost[row, col.L2_WEIGHT]
-            change = of_dram * abs(dram4 - st.now[col.DRAM4]) + of_l2 * abs(l24 - st.now[col.L24])
-            if change > _SLACK * (st.cost[row, col.REST] + of_dram * dram4 + of_l2 * l24):
+            change = of_dram * abs(dram_square - st.now[col.DRAM_SQUARE]) + of_l2 * abs(
+                l2_square - st.now[col.L2_SQUARE]
+            )
+            if change > _SLACK * (st.cost[row, col.REST] + of_dram * dram_square + of_l2 * l2_square):
                 everywhere = True
     if everywhere:
-        st.now[col.DRAM4] = dram4
-        st.now[col.L24] = l24
+        st.now[col.DRAM_SQUARE] = dram_square
+        st.now[col.L2_SQUARE] = l2_square
     changed = False
     for s in range(sms):
         if st.touched[s] or everywhere:

@@ -7,7 +7,7 @@ In company, each resident block asks for a share of each resource: its component
 alone. The sum of these shares over an SM (work) or the device (bytes) is a load L, and the duration
 alone (loads L0) is stretched by ::
 
-    stretch^4 = 1 + (L_sm^4 - L0_sm^4) + w_dram (L_dram^4 - L0_dram^4) + w_l2 (L_l2^4 - L0_l2^4)
+    stretch^2 = 1 + (L_sm^2 - L0_sm^2) + w_dram (L_dram^2 - L0_dram^2) + w_l2 (L_l2^2 - L0_l2^2)
 
 Two kernels that need the whole bandwidth thus take twice as long each, one that needs all of it and
 one that hardly uses it nearly as long as alone. Every block issues instructions, so the load of
@@ -49,6 +49,8 @@ class BlockCost:
         What a physical block takes of an SM.
     rigid
         Whether it only runs whole, without workers.
+    carveout_bytes
+        Shared memory that an SM has while it was this launch that came to it first.
     gap_us
         From the end of the launch before it to its first block.
     duration_us
@@ -58,7 +60,7 @@ class BlockCost:
     dram_weight, l2_weight
         How much a load on memory matters to it, 0 to 1.
     rest
-        1 minus the weighted loads of the reference state: ``stretch^4`` at no load.
+        1 minus the weighted loads of the reference state: ``stretch^2`` at no load.
     alone_us
         The whole launch alone, gap included.
     """
@@ -66,6 +68,7 @@ class BlockCost:
     blocks: int
     footprint: Footprint
     rigid: bool
+    carveout_bytes: int
     gap_us: float
     duration_us: float
     sm_share: float
@@ -256,6 +259,7 @@ def _cost(block: Block, wave: Wave, footprint: Footprint, spec: Spec, gap_us: fl
         blocks=wave.blocks,
         footprint=footprint,
         rigid=rigid,
+        carveout_bytes=spec.carveout_bytes(footprint.residency(spec.geometry) * footprint.shared_bytes),
         gap_us=gap_us,
         duration_us=duration_us,
         sm_share=sm / wave.per_sm,
@@ -263,6 +267,6 @@ def _cost(block: Block, wave: Wave, footprint: Footprint, spec: Spec, gap_us: fl
         l2_share=l2 / wave.resident,
         dram_weight=w_dram,
         l2_weight=w_l2,
-        rest=1.0 - sm**4 - w_dram * dram**4 - w_l2 * l2**4,
+        rest=1.0 - sm**2 - w_dram * dram**2 - w_l2 * l2**2,
         alone_us=gap_us + block.whole_us(wave, duration_us, spec),
     )

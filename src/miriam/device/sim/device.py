@@ -113,7 +113,7 @@ class SimDevice:
         if isinstance(command, Run):
             self._check(command)
             self._flying[command] = -1
-            cost_us = self.spec.host_graph_us if len(command.launches) > 1 else self.spec.host_launch_us
+            cost_us = self.spec.run_cost_us(len(command.launches))
         else:
             check_limit(command, len(self._lanes))
             cost_us = self.spec.host_launch_us
@@ -136,7 +136,7 @@ class SimDevice:
                 self._apply(self._commands.popleft()[1])
             elif deliver_us <= stop_us and deliver_us < until_us:
                 _, _, happened_us, kind, request, run = heapq.heappop(self._queue)
-                self._host_us, self._heard_us = deliver_us, happened_us
+                self._host_us, self._heard_us = deliver_us + self._handling_us(kind, request, run), happened_us
                 yield Event(kind, deliver_us, request, run)
             else:
                 break
@@ -183,6 +183,15 @@ class SimDevice:
                 kernel = run.request.task.program.kernel_of(run.first)
                 reason = kernel.opaque or f"it is a {kernel.source}"
                 raise DeviceError(f"kernel {kernel.name} only runs whole ({reason}), not in shards")
+
+    def _handling_us(self, kind: EventKind, request: Request | None, run: Run | None) -> float:
+        """What the host spends on an event: it books every launch of what arrived or finished."""
+        launches = 0
+        if kind is EventKind.ARRIVED and request is not None:
+            launches = len(request.task.program.launches)
+        elif kind is EventKind.FINISHED and run is not None:
+            launches = len(run.launches)
+        return self.spec.host_event_us + launches * self.spec.host_step_us
 
     def _push(self, at_us: float, happened_us: float, kind: EventKind, request: Request | None = None,
               run: Run | None = None) -> None:  # fmt: skip

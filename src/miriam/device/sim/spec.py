@@ -40,12 +40,26 @@ class Spec:
     first_use_us
         For the first launch of a kernel whose code and arguments the caches have lost.
     skip_us
-        For each complete launch that a run has to pass when it goes on after a pause.
-    host_launch_us, host_graph_us
-        What the one host thread spends on a command of one launch (or a limit), and on a run of
-        several launches as one graph.
+        For each launch that a pass only walks over: those behind the one that was left, and those that
+        are complete when it goes on.
+    host_launch_us
+        What the one host thread spends on a command of one launch, or a limit.
+    host_graph_us, host_node_us
+        On a run of several launches as one graph: once, and for each launch.
     host_notice_us
         From something happening on the device to the coordinator seeing it.
+    host_event_us, host_step_us
+        What the host thread spends on an event before the policy's first command: once, and for each
+        launch of a request that arrived, of a run that finished.
+    run_us
+        Of each run on the device, beside its launches: the start of a graph, and the kernel at its end that
+        lets others go and tells the host.
+    elastic_run_us
+        Of each elastic run, besides: its gate and the step that ends a pass.
+    company_gap_us
+        What is added to the gap before a launch while other lanes have work.
+    carveouts_kib
+        How much of the memory that an SM shares between L1 and shared memory the latter can have.
     elastic_overhead
         Factor on the duration of a block that an elastic worker runs.
     measured
@@ -69,9 +83,25 @@ class Spec:
     host_launch_us: float
     host_graph_us: float
     host_notice_us: float
+    host_node_us: float
+    host_event_us: float
+    host_step_us: float
+    run_us: float
+    elastic_run_us: float
+    company_gap_us: float
+    carveouts_kib: tuple[int, ...]
     elastic_overhead: float = 1.02
     measured: bool = False
     notes: tuple[str, ...] = ()
+
+    def run_cost_us(self, launches: int) -> float:
+        """What the host spends on a run of so many launches."""
+        return self.host_graph_us + launches * self.host_node_us if launches > 1 else self.host_launch_us
+
+    def carveout_bytes(self, shared_bytes: int) -> int:
+        """Shared memory of an SM whose blocks need so much of it all together: the least that suffices."""
+        fits = [kib * _KIB for kib in self.carveouts_kib if kib * _KIB >= shared_bytes]
+        return min(fits, default=self.geometry.shared_per_sm_bytes)
 
 
 _SCALED = (
@@ -91,22 +121,38 @@ H200 = Spec(
     l2_bytes=50 * _KIB * _KIB,
     launch_gap_us=0.52,
     first_use_us=0.3,
-    skip_us=2.1,
+    skip_us=1.5,
     host_launch_us=4.2,
-    host_graph_us=4.0,
-    host_notice_us=4.0,
+    host_graph_us=1.0,
+    host_notice_us=1.0,
+    host_node_us=0.2,
+    host_event_us=6.2,
+    host_step_us=0.19,
+    run_us=3.5,
+    elastic_run_us=12.0,
+    company_gap_us=0.8,
+    carveouts_kib=(0, 8, 16, 32, 64, 100, 132, 164, 196, 228),
     measured=True,
 )
 """H200 SXM. SMs, bandwidth, tensor peak (989.4 TFLOPS dense at 1.83 GHz): NVIDIA H200 datasheet and
 Hopper architecture white paper. Limits of an SM: CUDA C++ Programming Guide, compute capability 9.0.
 L2: 50 MB by the white paper, the API of an H200 reports 60 MB. L2 bandwidth is not published; 9.5 TB/s
 foretells launches on 132 SMs from those on 16 about as well as anything between 7 and 10 does
-(benchmarks/wave_fit.py). Launch gap: empty kernels in a graph, from the zoo's profiles. Passing
-complete launches (72 to 91 us for 39), host costs of a launch and of a graph, and what reading 512 MB
-between two requests costs (ResNet-34 4 to 12 %, ResNet-50 1 to 7 %, MobileNetV3 12 to 18 %; the time of
-a first use is chosen for that): benchmarks/records/first-experiment.json. The elastic overhead is the
-median of the zoo on the whole GPU, of programs alone (benchmarks/records/elastic-cost.json). The time
-to notice is assumed (a polled event)."""
+(benchmarks/wave_fit.py). Launch gap: empty kernels in a graph, from the zoo's profiles. The
+host's cost of a launch, and what reading 512 MB between two requests costs (ResNet-34 4 to 12 %,
+ResNet-50 1 to 7 %, MobileNetV3 12 to 18 %; the time of a first use is chosen for that):
+benchmarks/records/first-experiment.json. The elastic overhead is the median of the zoo on the whole GPU,
+of programs alone (benchmarks/records/elastic-cost.json). Walking over a launch: from workers gone to the
+pass gone in benchmarks/records/interruptions.json, 1 to 2 us a launch.
+
+From closed loops of 12 to 74 launches in benchmarks/records/mdtb-h200-gpu.json and pair-h200.json: events
+(response less service time is 17, 20, 28 and 41 us for 12, 17, 49 and 74 launches, of which an arrival
+is half), a graph (service less the launches alone is 6 to 32 us for them), a run (ResNet-18 one behind
+another, 3.5 us more than its launches), an elastic run (11 to 18 us more than an original one). The gap
+in company is what short programs lose to each other (17 to 43 us for 12 to 50 launches, beside programs
+that hardly load the GPU). The time to notice is that of a loop that polls. Carveouts: CUDA C++ Programming
+Guide, compute capability 9.0; that the driver takes the least one that holds as many blocks as fit is
+assumed."""
 
 XAVIER = Spec(
     name="xavier",
@@ -120,17 +166,24 @@ XAVIER = Spec(
     l2_bytes=512 * _KIB,
     launch_gap_us=2.0,
     first_use_us=0.4,
-    skip_us=4.0,
+    skip_us=3.0,
     host_launch_us=10.0,
-    host_graph_us=10.0,
-    host_notice_us=8.0,
+    host_graph_us=2.0,
+    host_notice_us=2.0,
+    host_node_us=0.4,
+    host_event_us=12.0,
+    host_step_us=0.4,
+    run_us=7.0,
+    elastic_run_us=24.0,
+    company_gap_us=1.6,
+    carveouts_kib=(0, 8, 16, 32, 64, 96),
     notes=(_SCALED,),
 )
 """Jetson AGX Xavier, MAXN. 512 cores in 8 Volta SMs, 11 TFLOPS fp16 on tensor cores (8 of them x 64
 FMA a clock in each SM), 136.5 GB/s: Jetson AGX Xavier data sheet; 1,377 MHz and 512 KB L2 as its CUDA
 deviceQuery reports. Limits of an SM: CUDA C++ Programming Guide, compute capability 7.2. L2
 bandwidth follows from about 20 bytes a clock and SM (Jia et al., microbenchmarks of V100 and T4).
-Launch gap, first use, passing a launch and host costs are assumed."""
+Launch gaps, first use, walking, what a run takes and host costs are assumed."""
 
 ORIN = Spec(
     name="orin",
@@ -144,16 +197,23 @@ ORIN = Spec(
     l2_bytes=4096 * _KIB,
     launch_gap_us=1.8,
     first_use_us=0.4,
-    skip_us=3.6,
+    skip_us=3.0,
     host_launch_us=8.0,
-    host_graph_us=8.0,
-    host_notice_us=6.0,
+    host_graph_us=2.0,
+    host_notice_us=2.0,
+    host_node_us=0.4,
+    host_event_us=12.0,
+    host_step_us=0.4,
+    run_us=7.0,
+    elastic_run_us=24.0,
+    company_gap_us=1.6,
+    carveouts_kib=(0, 8, 16, 32, 64, 100, 132, 164),
     notes=(_SCALED,),
 )
 """Jetson AGX Orin 64 GB, MAXN. 2,048 cores in 16 Ampere SMs, 1.3 GHz, 64 tensor cores with 170 sparse
 INT8 TOPS (42.5 TFLOPS dense fp16), 4 MB L2, 204.8 GB/s: Jetson AGX Orin Series technical brief.
 Limits of an SM: CUDA C++ Programming Guide, compute capability 8.7. L2 bandwidth (32 bytes a clock
-and SM), launch gap, first use, passing a launch and host costs are assumed."""
+and SM), launch gaps, first use, walking, what a run takes and host costs are assumed."""
 
 RTX2060 = Spec(
     name="rtx2060",
@@ -167,17 +227,24 @@ RTX2060 = Spec(
     l2_bytes=3072 * _KIB,
     launch_gap_us=1.5,
     first_use_us=0.3,
-    skip_us=3.0,
+    skip_us=1.5,
     host_launch_us=4.2,
-    host_graph_us=4.0,
-    host_notice_us=4.0,
+    host_graph_us=1.0,
+    host_notice_us=1.0,
+    host_node_us=0.2,
+    host_event_us=6.2,
+    host_step_us=0.19,
+    run_us=3.5,
+    elastic_run_us=12.0,
+    company_gap_us=0.8,
+    carveouts_kib=(32, 64),
     notes=(_SCALED,),
 )
 """GeForce RTX 2060. 30 Turing SMs (TU106), boost 1,680 MHz, 336 GB/s, 3 MB L2: GeForce RTX 2060
 specifications and Turing architecture white paper, which gives GeForce tensor cores half rate with
 fp32 sums (25.8 TFLOPS). Limits of an SM: CUDA C++ Programming Guide, compute capability 7.5. L2
-bandwidth as for Xavier; launch gap, first use and passing a launch assumed, host costs as
-measured beside the H200."""
+bandwidth as for Xavier; launch gap, first use and walking assumed, the rest as measured on and
+beside the H200."""
 
 KNOWN = {spec.name: spec for spec in (H200, XAVIER, ORIN, RTX2060)}
 MEASURED = H200

@@ -25,12 +25,12 @@ NONE = -1
 # What `advance` returns.
 REACHED, VISIBLE, IDLE, FULL = 0, 1, 2, 3
 # Columns of `now`.
-TIME, BUSY, SM_TIME, WARP_TIME, DRAM4, L24, TRACE_FROM, TRACE_TO, SKIP = range(9)
+TIME, BUSY, SM_TIME, WARP_TIME, DRAM_SQUARE, L2_SQUARE, TRACE_FROM, TRACE_TO, SKIP, RUN_US, ELASTIC, COMPANY = range(12)
 # Columns of `total`.
-BLOCKS, WARPS, ACTIVE, DIRTY, SAMPLES, SPANS, OUT = range(7)
+BLOCKS, WARPS, ACTIVE, DIRTY, SAMPLES, SPANS, OUT, SHARED_SIZE = range(8)
 # Columns of `cost` (floats) and of `need` (integers); `need` starts with the four resources of an SM.
 GAP, DURATION, SM, DRAM, L2, DRAM_WEIGHT, L2_WEIGHT, REST = range(8)
-THREADS, REGISTERS, SHARED, SLOTS, WARP_COUNT, GRID, RIGID = range(7)
+THREADS, REGISTERS, SHARED, SLOTS, WARP_COUNT, GRID, RIGID, CARVEOUT = range(8)
 # Columns of `lane`.
 (PRIORITY, BASE, LIMIT, HEAD, TAIL, PHASE, STEP, ROW, WAITING, RUNNING, LEFT, WORKERS, SAID, BLOCKED, TURN,
  FROM_SM, TO_SM, END_SM) = range(18)  # fmt: skip
@@ -49,7 +49,7 @@ class State(NamedTuple):
     now, total
         Time and integrals; counts. Columns are named in this module.
     cost, need
-        Shape (R, 8) and (R, 7): launches.
+        Shape (R, 8) and (R, 8): launches.
     lane, timer, ready, began
         Shape (L, 18), (L,), (L,), (L,): what a lane does; when its gap ends, when its launch became ready
         and when the first block of it was placed.
@@ -116,14 +116,16 @@ def new_state(spec: Spec, opened: Sequence[Lane], runs: int, samples: int, spans
     free[:, REGISTERS] = geometry.registers_per_sm
     free[:, SHARED] = geometry.shared_per_sm_bytes
     free[:, SLOTS] = slots
-    now = np.zeros(9)
-    now[SKIP] = spec.skip_us
+    now = np.zeros(12)
+    now[[SKIP, RUN_US, ELASTIC, COMPANY]] = spec.skip_us, spec.run_us, spec.elastic_run_us, spec.company_gap_us
     now[TRACE_FROM], now[TRACE_TO] = np.inf, -np.inf
+    total = np.zeros(8, np.int64)
+    total[SHARED_SIZE] = geometry.shared_per_sm_bytes
     return State(
         now=now,
-        total=np.zeros(7, np.int64),
+        total=total,
         cost=np.zeros((0, 8)),
-        need=np.zeros((0, 7), np.int64),
+        need=np.zeros((0, 8), np.int64),
         lane=lane,
         timer=np.zeros(lanes),
         ready=np.zeros(lanes),
@@ -164,7 +166,16 @@ def add_rows(state: State, costs: Sequence[BlockCost], stretch: float) -> tuple[
         for c in costs
     ]  # fmt: skip
     need = [
-        (c.footprint.threads, c.footprint.registers, c.footprint.shared_bytes, 1, c.footprint.warps, c.blocks, c.rigid)
+        (
+            c.footprint.threads,
+            c.footprint.registers,
+            c.footprint.shared_bytes,
+            1,
+            c.footprint.warps,
+            c.blocks,
+            c.rigid,
+            c.carveout_bytes,
+        )
         for c in costs
     ]
     first = len(state.cost)
