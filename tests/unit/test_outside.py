@@ -126,9 +126,9 @@ class Deadly(Clockwork):
 
 def test_an_error_in_a_process_ends_all_and_names_the_task(control: Path) -> None:
     before = set(multiprocessing.active_children())
-    with pytest.raises(ProgramError, match="X, big alone: big: lost on the way"):
+    with pytest.raises(ProgramError, match="X, big alone, mps: big: lost on the way"):
         run(CLOSED, policies="mps", programs=lost_program)
-    with pytest.raises(DeviceError, match="X, quick alone: the process of quick died with exit code 7"):
+    with pytest.raises(DeviceError, match="X, quick alone, timeslice: the process of quick died with exit code 7"):
         run(CLOSED, policies="timeslice", device=Deadly)
     with pytest.raises(DeviceError, match=r"died with exit code 7; MPS says: .*one line of the server"):
         run(CLOSED, policies="mps", device=Deadly)

@@ -12,7 +12,8 @@ from bench_support import toy_results
 
 from miriam.bench import Results
 from miriam.bench.metrics import PROBABILITIES, TaskMetrics, latency
-from miriam.bench.results import Point, relate, schema
+from miriam.bench.relate import relate
+from miriam.bench.results import Point, schema
 from miriam.errors import WorkloadError
 
 

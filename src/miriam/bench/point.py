@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from miriam.bench.arrivals import Closed, SeededTraffic
 from miriam.bench.metrics import TaskMetrics, measure
-from miriam.bench.results import Point, Step
+from miriam.bench.results import Point, Step, label
 from miriam.bench.timeline import excerpt
 from miriam.bench.workload import Workload
 from miriam.coordinator import coordinate
@@ -99,8 +99,8 @@ class Job:
     @property
     def label(self) -> str:
         """For people."""
-        what = self.policy if self.alone is None else f"{self.alone} alone"
-        return f"{self.workload.name}, {what}" + (f", turn {self.repeat + 1}" if self.repeat else "")
+        turn = f", turn {self.repeat + 1}" if self.repeat else ""
+        return f"{self.workload.name}, {label(self.policy, self.alone)}{turn}"
 
     @property
     def until_us(self) -> float:

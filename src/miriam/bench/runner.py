@@ -21,7 +21,8 @@ from miriam.bench.children import ending_in_order
 from miriam.bench.mps import Mps
 from miriam.bench.point import Job, Outcome, Sources, simulated, unloaded
 from miriam.bench.pool import Progress, named, processors, run_one, side_by_side
-from miriam.bench.results import ALONE, Made, Results, relate
+from miriam.bench.relate import relate
+from miriam.bench.results import ALONE, Made, Results
 from miriam.bench.stock import check_stock, stock_rates
 from miriam.bench.suites import select, suite
 from miriam.bench.workload import Workload, check_load
