@@ -176,7 +176,7 @@ def test_a_live_program_is_one_task(cu: Cloning) -> None:
     on = CudaDevice("cuda:0", Profiles(program("p")), bound=[live])
     on.open((Lane("critical", 1), Lane("normal")))
     on.submit(run := Run(Request(Task("one", live.program, 1), 0, 0.0), 0))
-    with pytest.raises(DeviceError, match="two and one are one live program, live, .*: make one for each task"):
+    with pytest.raises(DeviceError, match=r"two and one are one live program, live, .*: make one for each task"):
         on.submit(Run(Request(Task("two", live.program), 0, 0.0), 1))
     assert [event.run for event in on.events(1e7)] == [run]
     on.close()

@@ -75,7 +75,7 @@ def cu(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
     return fake
 
 
-def device(name: str = "cuda:0", **options: bool) -> CudaDevice:
+def device(name: str = "cuda:0", **options: Any) -> CudaDevice:
     return CudaDevice(name, Profiles(FAST.program, SLOW.program), **options)
 
 
@@ -110,7 +110,7 @@ def serve(on: CudaDevice, policy: Whole) -> dict[str, int]:
     return {task.name: sum(r.task is task for r in done) for task in (FAST, SLOW)}
 
 
-def opened(lanes: Sequence[Lane] = LANES, name: str = "cuda:0", **options: bool) -> CudaDevice:
+def opened(lanes: Sequence[Lane] = LANES, name: str = "cuda:0", **options: Any) -> CudaDevice:
     on = device(name, **options)
     on.open(lanes)
     return on
@@ -680,6 +680,23 @@ def test_shards_of_a_launch_make_a_request(cu: FakeDriver, lanes: Sequence[Lane]
     assert own.finish_us is not None
     assert limits(cu, record(cu)) == ALL
     on.close()
+    assert cu.leaks() == []
+
+
+def test_nothing_is_kept_of_partitions_that_are_closed(cu: FakeDriver) -> None:
+    codes, partitions = Codes(), list[Any]()
+    for _ in range(2):
+        on = opened(name="cuda:0/16", codes=codes)
+        on.submit(Run(request(SLOW), 1, blocks=(0, 100), workers=100, limits={0: 0}))
+        assert len(ended(on)) == 1
+        place = on._place
+        assert place.partition is not None
+        partitions.append(ref(place.partition))
+        on.close()
+    del on, place
+    collect()
+    assert [partition() for partition in partitions] == [None, None]
+    codes.close()
     assert cu.leaks() == []
 
 

@@ -363,7 +363,7 @@ class CudaDevice:
 
     def _give_back(self, place: Place) -> None:
         if place.partition is not None:
-            self._codes.control.forget(place.partition)
+            self._codes.forget(place.partition)
         place.close()
 
     def _work(self, task: Task, lane: CudaLane) -> Work:

@@ -62,6 +62,10 @@ class ShardCode:
         grid, shared = (end - begin, 1, 1), kernel.dynamic_shared_bytes
         self._functions[key].launch(stream, grid, block, shared, [*args, told])
 
+    def forget(self, partition: Partition) -> None:
+        """See :meth:`miriam.device.cuda.control.Control.forget`."""
+        self._functions = {key: function for key, function in self._functions.items() if key[1] is not partition}
+
     def close(self) -> None:
         """Unload."""
         for _, module in self._modules.values():

@@ -11,7 +11,7 @@ from functools import cached_property
 from miriam.device.cuda.bound import Bound
 from miriam.device.cuda.check import Check
 from miriam.device.cuda.control import Control
-from miriam.device.cuda.driver import Capture, Gpu, Graph
+from miriam.device.cuda.driver import Capture, Gpu, Graph, Partition
 from miriam.device.cuda.elastic import ElasticCode, ElasticInstance, ElasticLane
 from miriam.device.cuda.instance import Code, Instance
 from miriam.device.cuda.lane import CudaLane
@@ -62,6 +62,12 @@ class Codes:
         if key not in self._shards:
             self._shards[key] = ShardCode(program, thinner=thinner)
         return self._shards[key]
+
+    def forget(self, partition: Partition) -> None:
+        """A partition is about to be closed, and what was loaded for it goes with it."""
+        self.control.forget(partition)
+        for shards in self._shards.values():
+            shards.forget(partition)
 
     def close(self) -> None:
         """Unload everything and release the GPU; nothing may be in flight."""
