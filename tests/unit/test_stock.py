@@ -65,7 +65,7 @@ def test_a_network_that_is_not_there_is_named(name: str) -> None:
         stock.stock_per_s(name)
 
 
-@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan")])
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf")])
 def test_no_time_is_refused(seconds: float) -> None:
     with pytest.raises(CompileError, match="are no time to measure in: give a number above zero"):
         stock.measure("resnet18-b32", seconds)

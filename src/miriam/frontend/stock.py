@@ -78,7 +78,7 @@ def measure(name: str, seconds: float = 5.0) -> Stock:
     CompileError
         No torch, no GPU, or no such network.
     """
-    if not seconds > 0:
+    if not 0 < seconds < math.inf:
         raise CompileError(f"{seconds} seconds are no time to measure in: give a number above zero")
     torch = need_torch()
     from miriam.device.cuda.driver import Stream
