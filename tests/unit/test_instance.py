@@ -69,7 +69,10 @@ def test_an_instance_allocates_writes_loads_launches_and_gives_back(cu: FakeDriv
 def test_inputs_go_in_and_outputs_come_out(cu: FakeDriver) -> None:
     toy = program()
     instance = Instance(Gpu(), toy)
-    instance.write(toy.inputs[0], b"input")
+    instance.write(toy.inputs[0], b"input".ljust(256))
+    for size in (0, 255, 257):  # what lies behind the input belongs to others
+        with pytest.raises(DeviceError, match=f"x of toy has 256 bytes, what was given {size}"):
+            instance.write(toy.inputs[0], bytes(size))
     x, _, arena = cu.memory.device
     assert bytes(cu.memory.device[x][:5]) == b"input"
     cu.memory.device[arena][128:134] = b"output"

@@ -217,6 +217,17 @@ def test_what_is_no_tensor_is_refused(cu: FakeDriver, thing: object) -> None:
     assert cu.leaks() == []
 
 
+def test_what_its_own_library_refuses_to_hand_over_is_refused(cu: FakeDriver) -> None:
+    gpu = Gpu()
+    net = instance(gpu)
+    for array in (np.zeros((2, 3), ">f2"), np.frombuffer(bytes(12), np.float16).reshape(2, 3)):
+        with pytest.raises(DeviceError, match=r"this ndarray cannot be handed over .*: give a plain copy"):
+            net.write(net.program.inputs[0], array)
+    net.close()
+    gpu.close()
+    assert cu.leaks() == []
+
+
 def test_another_gpu_and_other_devices_are_refused(cu: FakeDriver) -> None:
     gpu = Gpu()
     net = instance(gpu)

@@ -148,13 +148,19 @@ def viewed(thing: Any, stream: int, ordinal: int) -> tuple[View, object, int | N
     Raises
     ------
     DeviceError
-        It is no tensor, one on another kind of device, or of a type that is not known.
+        It is no tensor, one on another kind of device, of a type that is not known, or its library refuses.
     """
     if hasattr(thing, "__dlpack__"):
-        kind, number = (int(part) for part in thing.__dlpack_device__())
-        if kind not in (*_HOST, *_GPU):
-            raise DeviceError(f"a tensor on a device of kind {kind} (as DLPack counts): move it to the GPU or the host")
-        capsule = thing.__dlpack__() if kind in _HOST else thing.__dlpack__(stream=stream)
+        try:
+            kind, number = (int(part) for part in thing.__dlpack_device__())
+            if kind not in (*_HOST, *_GPU):
+                raise DeviceError(
+                    f"a tensor on a device of kind {kind} (as DLPack counts): move it to the GPU or the host"
+                )
+            capsule = thing.__dlpack__() if kind in _HOST else thing.__dlpack__(stream=stream)
+        except (BufferError, ValueError) as error:  # read-only, of another byte order, with a gradient, nowhere
+            what = type(thing).__name__
+            raise DeviceError(f"this {what} cannot be handed over ({error}): give a plain copy of it") from error
         return _opened(capsule, (CPU if kind in _HOST else CUDA, number)), capsule, None
     facts = getattr(thing, "__cuda_array_interface__", None)
     if facts is None:

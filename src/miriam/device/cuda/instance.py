@@ -123,9 +123,15 @@ class Instance:
         Raises
         ------
         DeviceError
-            ``data`` is neither, lies on another GPU, or its dtype, shape or strides are not those of the input.
+            ``data`` is neither, lies on another GPU, or its length, dtype, shape or strides are not those of
+            the input.
         """
         if isinstance(data, bytes | bytearray | memoryview):
+            given_bytes = memoryview(data).nbytes
+            if given_bytes != tensor.span_bytes:
+                raise DeviceError(
+                    f"{tensor.name} of {self.program.name} has {tensor.span_bytes} bytes, what was given {given_bytes}"
+                )
             self._gpu.write(self.address(tensor.at), bytes(data))
             return
         if self._stream is None:
