@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import TYPE_CHECKING
@@ -256,16 +256,16 @@ def _codes(ordinal: int) -> Codes:
 
 @contextmanager
 def unloaded() -> Iterator[None]:
-    """A block behind which this process has no kernels loaded and holds no GPU."""
+    """A block behind which this process has no kernels loaded and holds no GPU.
+
+    Unless a device has failed: one that hangs would hang here, too, so that is left to the end of the process.
+    """
+    failed = False
     try:
         yield
-    except BaseException:
-        with suppress(DeviceError):  # a GPU that has failed fails here, too
-            _unload()
+    except DeviceError:
+        failed = True
         raise
-    _unload()
-
-
-def _unload() -> None:
-    while _loaded:
-        _loaded.popitem()[1].close()
+    finally:
+        while _loaded and not failed:
+            _loaded.popitem()[1].close()
