@@ -1,6 +1,7 @@
 """How far the simulated figures of a benchmark lie from those that were measured on a GPU.
 
     python benchmarks/model_check.py report/results.json [--device sim:h200/16] [--turns 1] [--share 0.5] [--out RECORD]
+    python benchmarks/model_check.py --join RECORD RECORD... --out RECORD
 
 Every point of the document is simulated with its workload, policy, seed, duration and warm-up, or a share of both,
 but for those of the driver's own baselines, which the model has not. Figures are medians over the turns; an error
@@ -118,6 +119,21 @@ def figures(points: Iterable[Point]) -> dict[Key, dict[str, float]]:
     return {key: {name: statistics.median(values) for name, values in own.items()} for key, own in found.items()}
 
 
+def joined(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """Give one record of several: the records, and for each figure a summary over all of them."""
+    rows = [row for record in records for row in record["rows"]]
+    return {
+        "what": "figures of benchmarks, simulated against measured",
+        "summary": [
+            summary(figure, alone, own)
+            for figure in FIGURES
+            for alone in (True, False)
+            if (own := [r for r in rows if r["figure"] == figure and r["alone"] is alone])
+        ],
+        "parts": records,
+    }
+
+
 def summary(figure: str, alone: bool, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Give median, 90th percentile and the largest of the errors, without their signs."""
     sizes = [abs(row["error"]) for row in rows]
@@ -140,15 +156,21 @@ def model_of(device: str) -> str:
 
 
 def main() -> None:
-    """Print a short table and write the record."""
+    """Check a document, or join records."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path)
+    parser.add_argument("results", type=Path, nargs="+")
+    parser.add_argument("--join", action="store_true", help="make one record of several that were made before")
     parser.add_argument("--device", help="that of the document on a simulated H200, if left out")
     parser.add_argument("--turns", type=int, help="all if left out")
     parser.add_argument("--share", type=float, default=1.0, help="of the measured time, that is simulated (1)")
     parser.add_argument("--out", type=Path, help="model-check-SUITE-SMS.json among the records, if left out")
     args = parser.parse_args()
-    measured = Results.load(args.results)
+    if args.join or len(args.results) > 1:
+        if not (args.join and args.out):
+            parser.error("name one document, or join records with --join and --out")
+        write(joined([json.loads(path.read_text("utf-8")) for path in args.results]), args.out)
+        return
+    measured = Results.load(args.results[0])
     device = args.device or model_of(measured.device)
     record = check(
         measured,
@@ -157,13 +179,17 @@ def main() -> None:
         share=args.share,
         progress=lambda done, total, label: print(f"{done}/{total} {label}"),
     )
+    name = f"model-check-{measured.suite}-{device.removeprefix('sim:').replace('/', '-')}.json"
+    write(record, args.out or Path(__file__).parent / "records" / name)
+
+
+def write(record: dict[str, Any], out: Path) -> None:
+    """Print a short table and write the record."""
     print(f"\n{'figure':18} {'':9} {'rows':>4} {'median':>7} {'p90':>7} {'largest':>8}")
     for row in record["summary"]:
         kind = "alone" if row["alone"] else "together"
         print(f"{row['figure']:18} {kind:9} {row['rows']:4} {row['median']:7.1%} {row['p90']:7.1%} "
               f"{row['largest']:+8.1%} {row['largest_in']}")  # fmt: skip
-    name = f"model-check-{measured.suite}-{device.removeprefix('sim:').replace('/', '-')}.json"
-    out = args.out or Path(__file__).parent / "records" / name
     out.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
     print(out)
 

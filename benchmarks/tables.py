@@ -157,6 +157,22 @@ def solo(record: dict[str, Any]) -> str:
     return "\n".join(rows) + f"\n\nMeasured on one {on['gpu']}, {on['date']}; simulated {record['date']}.\n"
 
 
+def model_check(record: dict[str, Any]) -> str:
+    """Simulated against measured figures: the spread of the errors, and the largest."""
+    rows = ["| measured on | figure | | values | median error | 90th percentile | largest | in |",
+            "|---|---|---|--:|--:|--:|--:|---|"]  # fmt: skip
+    named = {"p50_us": "p50", "p99_us": "p99", "throughput_per_s": "requests/s"}
+    parts = [(f"`{part['suite']}`, `{part['measured_on']['device']}`", part) for part in record["parts"]]
+    for where, part in [*parts, ("**all**", record)]:
+        for row in part["summary"]:
+            rows.append(f"| {where} | {named[row['figure']]} | {'alone' if row['alone'] else 'in company'} | "
+                        f"{row['rows']} | {row['median']:.1%} | {row['p90']:.1%} | {row['largest']:+.1%} | "
+                        f"{row['largest_in']} |")  # fmt: skip
+    shares = ", ".join(f"{part['simulated_s']:g} of {part['duration_s']:g} s ({where})" for where, part in parts)
+    on = record["parts"][0]["measured_on"]
+    return "\n".join(rows) + f"\n\nMeasured on one {on['gpu']}, {on['date'][:10]}, one turn; simulated: {shares}.\n"
+
+
 def elastic_kernels(record: dict[str, Any]) -> str:
     """What becomes of the kernels of the zoo."""
     rows = [
@@ -255,6 +271,7 @@ def table(name: str) -> str:
     makers = {
         "zoo": zoo, "solo-accuracy": solo, "elastic-kernels": elastic_kernels, "elastic-cost": elastic_cost,
         "interruptions": interruptions, "leaving": leaving, "rewriting": rewriting,
+        "model-check-h200": model_check,
     }  # fmt: skip
     return makers[name](record)
 

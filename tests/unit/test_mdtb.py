@@ -9,8 +9,9 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
-from bench_support import CLOSED, PERIODIC, RANDOM, STEADY, Clockwork, toy_profiles, toy_program, toy_results
+from bench_support import CLOSED, PERIODIC, RANDOM, SHAPES, STEADY, Clockwork, toy_profiles, toy_program, toy_results
 from rich.console import Console
+from support import Profiles
 
 from miriam.bench import MDTB, Poisson, Results, Uniform, print_table, run_mdtb
 from miriam.bench import run as run_benchmark
@@ -22,6 +23,7 @@ from miriam.bench.suites import SUITES, select
 from miriam.bench.workload import Workload
 from miriam.errors import DeviceError, MiriamError, PolicyError, ProgramError, WorkloadError
 from miriam.policy import NAMES
+from miriam.profile import ProfileSource
 from miriam.program import Program
 from miriam.task import Criticality
 
@@ -105,8 +107,12 @@ def test_timelines_show_a_critical_request_of_the_second_half(results: Results) 
     assert len(windows) == 1
 
 
-def test_shards_show_in_the_timeline_of_miriam(results: Results) -> None:
-    bars = [b for p in results.points if p.policy == "miriam" and p.timeline for b in p.timeline.bars]
+def test_shards_show_in_the_timeline_of_miriam() -> None:
+    def slow() -> ProfileSource:  # launches that last longer than the host takes for a command
+        return Profiles(*map(toy_program, SHAPES), block_us=60.0)
+
+    found = run_mdtb([CLOSED], "miriam", "sim:h200/16", 0.05, jobs=1, programs=toy_program, profiles=slow)
+    bars = [b for p in found.points if p.policy == "miriam" and p.timeline for b in p.timeline.bars]
     shards = [b for b in bars if b.workers is not None]
     assert shards
     assert all(b.first_block is not None and b.blocks <= 128 for b in shards)
@@ -288,7 +294,7 @@ def test_depth_is_of_normal_closed_loops() -> None:
     assert deep is not None
     assert alone.tasks[0].response is not None
     assert deep.tasks[0].response is not None
-    assert deep.tasks[0].response.p50_us > 1.5 * alone.tasks[0].response.p50_us  # one waits for the other
+    assert deep.tasks[0].response.p50_us > 1.25 * alone.tasks[0].response.p50_us  # one waits for the other
     assert deep.tasks[0].throughput_per_s > alone.tasks[0].throughput_per_s
 
 
