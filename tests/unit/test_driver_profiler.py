@@ -144,7 +144,6 @@ def test_a_partition_of_another_size_than_asked_for_is_an_error(
     with ProfileStore(tmp_path / "p.db") as store, pytest.raises(ProfileError, match=r"asked for 12 SMs .* gave 16"):
         profile_program(program(), store, counters=False)
     assert "cuDevicePrimaryCtxRelease" in cu.names()
-    assert cu.leaks() == []
 
 
 @pytest.mark.parametrize("device", ["sim:h200", "cuda:x", "h200", ""])
