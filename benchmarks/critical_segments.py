@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from elastic_cost import machine
+from interruptions import CLOCK
 
 from miriam import zoo
 from miriam.bench.arrivals import Closed, Poisson, SeededTraffic
@@ -33,18 +34,6 @@ from miriam.policy.base import Setting
 from miriam.program import Program
 from miriam.task import Task
 
-CLOCK = b"""
-.version 7.0
-.target sm_75
-.address_size 64
-.visible .entry stamp(.param .u64 where) .reqntid 1 {
-	.reg .b64 %t, %w;
-	ld.param.u64 %w, [where];
-	mov.u64 %t, %globaltimer;
-	st.global.u64 [%w], %t;
-	ret;
-}
-\0"""
 SEGMENTS = 12
 WARM_UP = 50  # requests
 

@@ -189,7 +189,7 @@ class EventKind(Enum):
     """A run is complete."""
     YIELDED = auto()
     """The last worker of an elastic run left because of a limit of zero; the run goes on by itself
-    when the limit rises."""
+    when the limit rises. Only a simulated device tells it: on a GPU nobody asks workers whether they left."""
     TICK = auto()
     """A time that was asked for with :class:`Wake` has come."""
 

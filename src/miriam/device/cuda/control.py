@@ -32,7 +32,7 @@ class Control:
 
     def hold(self, stream: Stream, table: int, lanes: int, count: int = 1) -> None:
         """Enqueue: ``count`` more runs hold limits on the lanes of ``table``, -1: one less."""
-        self._launch(resident.HOLD, stream, table, _half(lanes), _half(count & 0xFFFFFFFF))
+        self.holding(stream, table, lanes, count).enqueue(stream)
 
     def holding(self, stream: Stream, table: int, lanes: int, count: int) -> Prepared:
         """Give :meth:`hold` as a launch to be enqueued on ``stream`` again and again."""
