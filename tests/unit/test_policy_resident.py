@@ -59,8 +59,9 @@ def test_paused_lanes_make_no_progress_and_lose_nothing(arrivals):
         begin_us = request.start_us + 30.0  # those below have left by then
         inside = [threads for at, threads in usage.samples if begin_us <= at < request.finish_us]
         assert not any(any(threads[lane + 1 :]) for threads in inside)
+    commands_us = device.command_us * len(arrivals)  # of all that may have come before it
     for before, behind in pairwise(s for s in usage.spans if s.run.lane == 0):
-        if behind.run is not before.run and behind.run.request.arrival_us < before.end_us - 20.0:
+        if behind.run is not before.run and behind.run.request.arrival_us < before.end_us - commands_us:
             start_us = device.spec.run_us + 2 * device.spec.skip_us  # of a run, while those below leave
             assert behind.begin_us - before.end_us < 2.0 + start_us  # enqueued ahead: no turn of the host in between
 
