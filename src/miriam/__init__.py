@@ -3,13 +3,19 @@
 from miriam.coordinator import Policy, Traffic, View, coordinate
 from miriam.device.base import Command, Device, Event, EventKind, Geometry, Lane, Limit, Run, Span, Usage, Wake
 from miriam.errors import (
+    ClosedError,
     CompileError,
     DeviceError,
+    InputError,
     MiriamError,
+    ModelError,
     PolicyError,
     ProfileError,
     ProgramError,
     PtxError,
+    QueueFullError,
+    RequestError,
+    RequestTimeoutError,
     WorkloadError,
 )
 from miriam.policy.base import Setting
@@ -21,6 +27,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Buffer",
+    "ClosedError",
     "Command",
     "CompileError",
     "Counters",
@@ -30,12 +37,14 @@ __all__ = [
     "Event",
     "EventKind",
     "Geometry",
+    "InputError",
     "Kernel",
     "Lane",
     "Launch",
     "LaunchProfile",
     "Limit",
     "MiriamError",
+    "ModelError",
     "Pointer",
     "Policy",
     "PolicyError",
@@ -45,7 +54,10 @@ __all__ = [
     "ProgramError",
     "ProgramProfile",
     "PtxError",
+    "QueueFullError",
     "Request",
+    "RequestError",
+    "RequestTimeoutError",
     "Role",
     "Run",
     "Scalar",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 from weakref import WeakSet
 
@@ -10,7 +10,7 @@ from miriam.device.base import Command, Device, Event, EventKind, Geometry, Lane
 from miriam.errors import PolicyError
 from miriam.task import Request
 
-__all__ = ["Policy", "Traffic", "View", "coordinate"]
+__all__ = ["Coordinator", "Listener", "Policy", "Traffic", "View", "coordinate"]
 
 
 class View:
@@ -73,6 +73,8 @@ class View:
         """Book a finished run; whether its request is complete now."""
         self._flying[run.lane].remove(run)
         object.__setattr__(run, "after", ())  # or each run would keep alive all that ever ran before it
+        if run.request.error is not None:
+            return self._failed(run.request)
         left, program = self._left.get(run.request, {}), run.request.task.program
         first = min(left, default=run.first)
         if first < run.first:
@@ -93,6 +95,15 @@ class View:
             return False
         self.pending.remove(run.request)
         del self._left[run.request]
+        return True
+
+    def _failed(self, request: Request) -> bool:
+        """Forget a request of which nothing more runs; whether that is news."""
+        for runs in self._flying:
+            runs[:] = [run for run in runs if run.request is not request]
+        if self._left.pop(request, None) is None:
+            return False
+        self.pending.remove(request)
         return True
 
 
@@ -134,6 +145,76 @@ class Traffic(Protocol):
         """The request that follows from a finished one (closed loop), or None."""
 
 
+class Listener(Protocol):
+    """Is told what a coordinator does."""
+
+    def heard(self, event: Event, commands: Sequence[Command]) -> None:
+        """An event, and the commands with which it was answered, which have been carried out."""
+
+
+class Coordinator:
+    """A device and a policy at work.
+
+    Parameters
+    ----------
+    trace_us
+        Window whose spans and samples the device keeps.
+    listener
+        Is told of every event and what was done about it.
+
+    Attributes
+    ----------
+    view
+        What the policy sees.
+    """
+
+    def __init__(
+        self, device: Device, policy: Policy, trace_us: tuple[float, float] | None = None,
+        listener: Listener | None = None,
+    ) -> None:  # fmt: skip
+        device.open(policy.lanes, trace_us)
+        self.view = View(device.geometry, policy.lanes)
+        self._device = device
+        self._policy = policy
+        self._listener = listener
+
+    def run(self, until_us: float) -> Iterator[Request]:
+        """Serve what the device is offered, and give each request that has finished, or has failed.
+
+        It ends at ``until_us`` or when nothing is left to happen, and can be called again.
+
+        Raises
+        ------
+        PolicyError
+            The policy ran a block twice, a launch before the one before it, or a request that has finished.
+        DeviceError
+            A command makes no sense on this device.
+        """
+        view, listener = self.view, self._listener
+        for event in self._device.events(until_us):
+            view.now_us = event.time_us
+            if event.kind is EventKind.ARRIVED and event.request is not None:
+                view._arrived(event.request)
+            elif event.kind is EventKind.FINISHED and event.run is not None and view._finished(event.run):
+                yield event.run.request
+            commands = []
+            for command in self._policy.decide(event, view):
+                self._carry_out(command)
+                if listener is not None:
+                    commands.append(command)
+            if listener is not None:
+                listener.heard(event, commands)
+
+    def _carry_out(self, command: Command) -> None:
+        if isinstance(command, Wake):
+            self._device.wake(command.time_us)
+            return
+        if isinstance(command, Run):
+            check_run(command, len(self._policy.lanes))
+            self.view._submitted(command)
+        self._device.submit(command)
+
+
 def coordinate(
     device: Device, policy: Policy, traffic: Traffic, until_us: float, trace_us: tuple[float, float] | None = None
 ) -> list[Request]:
@@ -153,27 +234,13 @@ def coordinate(
     DeviceError
         A command makes no sense on this device.
     """
-    device.open(policy.lanes, trace_us)
-    view = View(device.geometry, policy.lanes)
-    done: list[Request] = []
+    coordinator = Coordinator(device, policy, trace_us)
     for request in traffic.start():
         device.offer(request)
-    for event in device.events(until_us):
-        view.now_us = event.time_us
-        if event.kind is EventKind.ARRIVED and event.request is not None:
-            view._arrived(event.request)
-        elif event.kind is EventKind.FINISHED and event.run is not None and view._finished(event.run):
-            request = event.run.request
-            done.append(request)
-            following = traffic.after(request)
-            if following is not None:
-                device.offer(following)
-        for command in policy.decide(event, view):
-            if isinstance(command, Wake):
-                device.wake(command.time_us)
-                continue
-            if isinstance(command, Run):
-                check_run(command, len(policy.lanes))
-                view._submitted(command)
-            device.submit(command)
+    done: list[Request] = []
+    for request in coordinator.run(until_us):
+        done.append(request)
+        following = traffic.after(request)
+        if following is not None:
+            device.offer(following)
     return done

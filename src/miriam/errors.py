@@ -9,19 +9,31 @@
     ├── ProfileError    a measurement is missing or cannot be taken
     ├── DeviceError     a device is unknown, missing or was used wrongly
     ├── PolicyError     a policy is unknown or asked for something impossible
-    └── WorkloadError   a workload or its options are unusable
+    ├── WorkloadError   a workload or its options are unusable
+    └── RequestError    a request could not be answered
+        ├── InputError          what was given is not what the model takes
+        ├── QueueFullError      as many wait already as may
+        ├── RequestTimeoutError it waited longer than it may
+        ├── ModelError          the model raised; its exception is the cause
+        └── ClosedError         the task, or the whole runtime, is closed
 """
 
 from __future__ import annotations
 
 __all__ = [
+    "ClosedError",
     "CompileError",
     "DeviceError",
+    "InputError",
     "MiriamError",
+    "ModelError",
     "PolicyError",
     "ProfileError",
     "ProgramError",
     "PtxError",
+    "QueueFullError",
+    "RequestError",
+    "RequestTimeoutError",
     "WorkloadError",
 ]
 
@@ -66,3 +78,27 @@ class PolicyError(MiriamError):
 
 class WorkloadError(MiriamError):
     """A workload or its options are unusable."""
+
+
+class RequestError(MiriamError):
+    """A request could not be answered."""
+
+
+class InputError(RequestError):
+    """What was given is not what the model takes."""
+
+
+class QueueFullError(RequestError):
+    """As many requests wait already as may."""
+
+
+class RequestTimeoutError(RequestError):
+    """A request waited longer than it may."""
+
+
+class ModelError(RequestError):
+    """The model raised an exception, which is the cause of this one."""
+
+
+class ClosedError(RequestError):
+    """The task, or the whole runtime, is closed."""

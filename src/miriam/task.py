@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import Any
 
 from miriam.program import Program
 
@@ -59,6 +61,12 @@ class Request:
         Unique within a run of a device, rising with creation.
     arrival_us, start_us, finish_us
         When it came, when its first block began, when its last launch ended; None until it did.
+    inputs, outputs
+        What a device that computes is given and gives back, in the order of the program's tensors: arrays
+        or tensors, on the host or on the device. None: the inputs are those that are there already, and
+        nobody asks for outputs.
+    error
+        Why it failed, once it has finished without outputs.
     """
 
     task: Task
@@ -66,6 +74,9 @@ class Request:
     arrival_us: float
     start_us: float | None = None
     finish_us: float | None = None
+    inputs: Sequence[Any] | None = field(default=None, repr=False)
+    outputs: Sequence[Any] | None = field(default=None, repr=False)
+    error: BaseException | None = None
 
     @property
     def latency_us(self) -> float:

@@ -138,6 +138,8 @@ class Run:
     after
         Runs, of whatever lane, that must be finished before this one starts; each was submitted
         before it. The device orders this by itself, with no turn of the host.
+    why
+        What the policy was about, for people who read a trace.
     """
 
     request: Request
@@ -149,6 +151,7 @@ class Run:
     threads: int | None = None
     limits: Mapping[int, int | None] = field(default_factory=lambda: MappingProxyType({}))
     after: tuple[Run, ...] = ()
+    why: str = ""
 
     @property
     def launches(self) -> range:
@@ -168,6 +171,7 @@ class Limit:
 
     lane: int
     sms: int | None
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +190,7 @@ class EventKind(Enum):
     ARRIVED = auto()
     """A request came in."""
     FINISHED = auto()
-    """A run is complete."""
+    """A run is complete; or its request has failed, and no more of it runs: ``request.error`` says why."""
     YIELDED = auto()
     """The last worker of an elastic run left because of a limit of zero; the run goes on by itself
     when the limit rises. Only a simulated device tells it: on a GPU nobody asks workers whether they left."""
@@ -289,7 +293,7 @@ class Device(Protocol):
         """Make the lanes; called once. ``trace_us``: the window whose spans and samples are kept."""
 
     def offer(self, request: Request) -> None:
-        """Let ``request`` arrive at its ``arrival_us``, which must not lie in the past."""
+        """Let ``request`` arrive at its ``arrival_us``, or at once if that has passed. From any thread."""
 
     def wake(self, time_us: float) -> None:
         """Give a TICK at that time."""

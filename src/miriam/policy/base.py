@@ -27,12 +27,15 @@ class Setting:
         By task name: time of each launch of its program alone on the device.
     command_us
         What one command costs the host.
+    levels
+        Criticality levels that tasks may have which come later, besides those of ``tasks``.
     """
 
     tasks: Sequence[Task]
     geometry: Geometry
     launch_us: Mapping[str, Sequence[float]]
     command_us: float = 5.0
+    levels: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +69,8 @@ class Option:
 
 
 def levels(setting: Setting) -> tuple[int, ...]:
-    """The criticality levels of the tasks, the most critical first."""
-    return tuple(sorted({task.criticality for task in setting.tasks}, reverse=True))
+    """The criticality levels of the tasks, present and to come, the most critical first."""
+    return tuple(sorted({task.criticality for task in setting.tasks} | set(setting.levels), reverse=True))
 
 
 def lane_of_level(level: int, priority: int = 0) -> Lane:
