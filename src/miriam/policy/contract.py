@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from miriam.coordinator import View
 from miriam.device.base import Command, Event, EventKind, Limit, Wake
 from miriam.policy.base import Setting
-from miriam.policy.resident import Resident
+from miriam.policy.resident import Resident, why_of
 from miriam.policy.solo import FLOOR, Allowance, Latencies, p99
 from miriam.policy.width import Width
 from miriam.task import Request
@@ -20,6 +20,7 @@ __all__ = ["Contract"]
 _SHARE, _ONCE_US = 0.02, 2e5  # what may be spent on measurements alone: of all time, and at the start
 _LONG = 3.0  # a pause has to be allowed to last so many gaps between requests before one begins
 _TOLERANCE = 0.02  # of the slowdown, within which it counts as held
+_UNKNOWN, _ALLOWED = ": its latency alone is not known yet", ": as much as the contract allows"
 
 
 class Contract(Resident):
@@ -81,7 +82,10 @@ class Contract(Resident):
         sms = watch.sms(behind=any(other.lane == lane for other in self._seen.values()))
         seen = self._seen[request] = _Seen(lane, 0 if pause else sms, steers=pause is None and sms == watch.width.sms)
         below = range(lane + 1, len(self.lanes))
-        yield self._run(request, lane, dict.fromkeys(below, None if sms == self._most else sms))
+        why = why_of(lane, len(self.lanes), sms, self._most)
+        if below:
+            why += _UNKNOWN if watch.solo.p99_us is None else _ALLOWED
+        yield self._run(request, lane, dict.fromkeys(below, None if sms == self._most else sms), why)
         watch.came(now_us)
         seen.alone = pause is not None and lane == pause.lane and task.name == pause.last
         for other in self._seen.values():
@@ -97,7 +101,7 @@ class Contract(Resident):
                 for other in self._seen.values():
                     other.steers = False
                 for paused in below:
-                    yield Limit(paused, 0)
+                    yield Limit(paused, 0, f"a pause, to measure {task.name} alone")
                 yield Wake(self._pause.until_us)
         elif lane <= pause.lane:
             pause.last = task.name
@@ -122,7 +126,7 @@ class Contract(Resident):
         if pause is not None:
             self._watches[pause.owner].allowance.spend(now_us - pause.since_us)
             for lane in range(pause.lane + 1, len(self.lanes)):
-                yield Limit(lane, None)
+                yield Limit(lane, None, f"the pause to measure {pause.owner} is over")
 
     def report(self) -> Mapping[str, float]:
         """For each critical task, what is known of its last requests that met none of a higher level.

@@ -26,11 +26,12 @@ class Multistream:
     def __init__(self, setting: Setting) -> None:
         self._lane = {level: lane for lane, level in enumerate(levels(setting))}
         self.lanes: tuple[Lane, ...] = tuple(lane_of_level(level) for level in self._lane)
+        self._why = "whole and at once; the device decides who gets what"
 
     def decide(self, event: Event, view: View) -> Iterator[Command]:
         """The whole inference that has arrived."""
         if event.kind is EventKind.ARRIVED and event.request is not None:
-            yield Run(event.request, self._lane[event.request.task.criticality])
+            yield Run(event.request, self._lane[event.request.task.criticality], why=self._why)
 
     def report(self) -> Mapping[str, float]:
         """Nothing."""

@@ -25,3 +25,4 @@ class Priority(Multistream):
         order = levels(setting)
         # Ranks, since a device has few priorities and a level may be any integer.
         self.lanes = tuple(lane_of_level(level, len(order) - 1 - rank) for rank, level in enumerate(order))
+        self._why = "whole and at once; its blocks go before those of lanes below"

@@ -10,7 +10,7 @@ from miriam.errors import PolicyError
 from miriam.policy.base import Setting, lane_of_level, levels
 from miriam.task import Request
 
-__all__ = ["Resident"]
+__all__ = ["Resident", "why_of"]
 
 
 class Resident:
@@ -50,16 +50,25 @@ class Resident:
         self._lane = {level: lane for lane, level in enumerate(order)}
         self._workers = setting.geometry.sms * setting.geometry.blocks_per_sm
         self._limits = [dict.fromkeys(range(lane + 1, len(order)), sms) for lane in range(len(order))]
+        self._why = [why_of(lane, len(order), sms, setting.geometry.sms) for lane in range(len(order))]
 
     def decide(self, event: Event, view: View) -> Iterator[Command]:
         """The whole inference that has arrived."""
         if event.kind is EventKind.ARRIVED and event.request is not None:
             lane = self._lane[event.request.task.criticality]
-            yield self._run(event.request, lane, self._limits[lane])
+            yield self._run(event.request, lane, self._limits[lane], self._why[lane])
 
-    def _run(self, request: Request, lane: int, limits: Mapping[int, int | None]) -> Run:
-        return Run(request, lane, workers=self._workers if lane else None, limits=limits)
+    def _run(self, request: Request, lane: int, limits: Mapping[int, int | None], why: str) -> Run:
+        return Run(request, lane, workers=self._workers if lane else None, limits=limits, why=why)
 
     def report(self) -> Mapping[str, float]:
         """Nothing."""
         return {}
+
+
+def why_of(lane: int, lanes: int, sms: int, of: int) -> str:
+    """In words: a whole run on a lane, beside which those below it keep so many SMs."""
+    if lane == lanes - 1:
+        return "whole and at once" + (", leaving SMs to lanes above" if lane else "")
+    below = "are paused" if sms == 0 else "keep all SMs" if sms == of else f"keep {sms} of {of} SMs"
+    return f"whole and at once; lanes below {below} until it ends"

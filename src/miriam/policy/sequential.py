@@ -38,7 +38,8 @@ class Sequential:
         if queue:
             request = most_urgent(queue)
             self._critical_next = not request.task.critical
-            yield Run(request, lane=0)
+            missing = "nothing critical waits" if turn else "nothing normal waits"
+            yield Run(request, lane=0, why="its turn" if request.task.critical is turn else missing)
 
     def report(self) -> Mapping[str, float]:
         """Nothing."""
