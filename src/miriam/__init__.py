@@ -16,6 +16,7 @@ from miriam.errors import (
     QueueFullError,
     RequestError,
     RequestTimeoutError,
+    TraceError,
     WorkloadError,
 )
 from miriam.policy.base import Setting
@@ -66,6 +67,7 @@ __all__ = [
     "Span",
     "Task",
     "Tensor",
+    "TraceError",
     "Traffic",
     "Usage",
     "View",

@@ -10,6 +10,8 @@
     ├── DeviceError     a device is unknown, missing or was used wrongly
     ├── PolicyError     a policy is unknown or asked for something impossible
     ├── WorkloadError   a workload or its options are unusable
+    ├── AdmissionError  a task's deadline cannot be shown to hold
+    ├── TraceError      a trace cannot be had or read, or does not hold what was asked for
     └── RequestError    a request could not be answered
         ├── InputError          what was given is not what the model takes
         ├── QueueFullError      as many wait already as may
@@ -21,6 +23,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "AdmissionError",
     "ClosedError",
     "CompileError",
     "DeviceError",
@@ -34,6 +37,7 @@ __all__ = [
     "QueueFullError",
     "RequestError",
     "RequestTimeoutError",
+    "TraceError",
     "WorkloadError",
 ]
 
@@ -78,6 +82,30 @@ class PolicyError(MiriamError):
 
 class WorkloadError(MiriamError):
     """A workload or its options are unusable."""
+
+
+class TraceError(MiriamError):
+    """A trace cannot be had or read, or does not hold what was asked for."""
+
+
+class AdmissionError(MiriamError):
+    """With the tasks that are there, a deadline cannot be shown to hold.
+
+    Attributes
+    ----------
+    task
+        Whose deadline it is.
+    response_us
+        How long a request of it may take, as far as can be shown; infinite where there is no bound.
+    deadline_us
+        How long it may take.
+    """
+
+    def __init__(self, message: str, task: str, response_us: float, deadline_us: float) -> None:
+        super().__init__(message)
+        self.task = task
+        self.response_us = response_us
+        self.deadline_us = deadline_us
 
 
 class RequestError(MiriamError):
