@@ -64,6 +64,7 @@ class Source(StrEnum):
     LIBRARY = "library"
     COPY = "copy"
     FILL = "fill"
+    HOST = "host"
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +153,8 @@ class Kernel:
     source
         Where it comes from; ``copy`` and ``fill`` are memory operations, which a program treats
         as launches of one block. A copy has the arguments (destination, source, bytes), a fill
-        (destination, value, bytes of the value: 1, 2 or 4, count), scalars as 8 bytes.
+        (destination, value, bytes of the value: 1, 2 or 4, count), scalars as 8 bytes. ``host`` is a
+        step that the host computes, a launch of one block without arguments.
     block
         Threads of a block in x, y and z.
     registers
