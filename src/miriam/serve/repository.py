@@ -1,0 +1,242 @@
+"""The models of a server: which there are, which are loaded, and why not."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ml_dtypes
+import numpy as np
+
+from miriam.errors import MiriamError
+from miriam.serve.config import ConfigError, ModelConfig, ServerConfig
+from miriam.serve.errors import ServiceError, Status
+
+if TYPE_CHECKING:
+    from miriam.runtime import Loaded, Runtime
+
+__all__ = ["Entry", "Repository", "State"]
+
+
+class State(StrEnum):
+    """Of a model, as the index of Triton's repository extension names it."""
+
+    UNAVAILABLE = "UNAVAILABLE"
+    LOADING = "LOADING"
+    READY = "READY"
+    UNLOADING = "UNLOADING"
+
+
+@dataclass(slots=True)
+class Entry:
+    """One model.
+
+    Attributes
+    ----------
+    levels
+        Criticality levels that its requests may have, highest first.
+    version
+        The only one that it has.
+    state, reason
+        Where it stands, and why, if it is not ready.
+    loaded
+        The model in the runtime, while it is ready.
+    wanted
+        Whether the server is ready only with it: until somebody unloads it.
+    """
+
+    name: str
+    config: ModelConfig
+    levels: tuple[int, ...]
+    version: str = "1"
+    state: State = State.UNAVAILABLE
+    reason: str = "not loaded yet"
+    loaded: Loaded | None = None
+    wanted: bool = True
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)
+
+    @property
+    def ready(self) -> bool:
+        """Whether it can be asked."""
+        return self.state is State.READY
+
+    def level(self, priority: int) -> int:
+        """The criticality level of a request with this priority: 0 as configured, 1 the highest, and so on."""
+        if priority < 0:
+            raise ServiceError(
+                Status.INVALID, f"priority is {priority}: give 1 (the highest) or more, or 0 for the default"
+            )
+        return self.levels[min(priority, len(self.levels)) - 1] if priority else self.config.criticality
+
+
+class Repository(Mapping[str, Entry]):
+    """The models of a configuration, by name.
+
+    Loading and unloading take place in threads of their own, one at a time for each model.
+
+    Parameters
+    ----------
+    reread
+        Gives the configuration as its file is now; models can be loaded that it did not have at the start.
+    """
+
+    def __init__(
+        self, runtime: Runtime, config: ServerConfig, reread: Callable[[], ServerConfig] | None = None
+    ) -> None:
+        self.runtime = runtime
+        self._reread = reread or (lambda: config)
+        self._entries = {name: _entry(name, model, config) for name, model in config.models.items()}
+
+    def __getitem__(self, name: str) -> Entry:
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(tuple(self._entries))
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all are ready that are wanted."""
+        return all(entry.ready for entry in self._entries.values() if entry.wanted)
+
+    async def load_all(self) -> None:
+        """Load every model, the most critical first; one that cannot be loaded says so in its entry."""
+        for entry in sorted(self._entries.values(), key=lambda entry: -entry.config.criticality):
+            async with entry.lock:
+                try:
+                    await self._load(entry)
+                except ServiceError:
+                    continue
+
+    async def load(self, name: str) -> None:
+        """Load a model as the configuration has it now. One that is loaded is loaded anew.
+
+        Raises
+        ------
+        ServiceError
+            The configuration has no such model, is wrong, or the model cannot be loaded.
+        """
+        try:
+            config = await asyncio.to_thread(self._reread)
+        except ConfigError as error:
+            raise ServiceError(Status.INVALID, str(error)) from error
+        if name not in config.models:
+            raise ServiceError(Status.NOT_FOUND, f"the configuration has no model {name!r:.80}: add it there first")
+        fresh = _entry(name, config.models[name], config)
+        entry = self._entries.setdefault(name, fresh)
+        async with entry.lock:
+            entry.config, entry.levels, entry.wanted = fresh.config, fresh.levels, True
+            await self._load(entry)
+
+    async def unload(self, name: str) -> None:
+        """Answer what waits for a model, then forget it; nothing happens to one that is not loaded.
+
+        Raises
+        ------
+        ServiceError
+            There is no such model.
+        """
+        entry = self._entries.get(name)
+        if entry is None:
+            raise ServiceError(Status.NOT_FOUND, f"there is no model {name!r:.80}")
+        async with entry.lock:
+            entry.wanted = False
+            await self._unload(entry)
+            entry.reason = "unloaded"
+
+    async def _load(self, entry: Entry) -> None:
+        entry.reason = ""
+        try:
+            # What can go wrong with a file goes wrong here, while the one that is loaded still serves.
+            model, example = await asyncio.to_thread(_made, entry.config)
+            await self._unload(entry)
+            entry.state = State.LOADING
+            entry.loaded = await asyncio.to_thread(self._put, entry, model, example)
+        except Exception as error:  # a factory may raise anything
+            why = str(error) if isinstance(error, MiriamError) else f"{type(error).__name__}: {error}"
+            if entry.loaded is None:
+                entry.state, entry.reason = State.UNAVAILABLE, why
+            raise ServiceError(Status.INVALID, f"model {entry.name!r} cannot be loaded: {why}") from error
+        entry.state = State.READY
+
+    def _put(self, entry: Entry, model: Any, example: Any) -> Loaded:
+        config = entry.config
+        return self.runtime.load(
+            model, example, name=entry.name, criticality=config.criticality, deadline_ms=config.deadline_ms,
+            period_ms=config.period_ms, queue=config.queue, timeout_ms=config.timeout_ms, inputs=config.inputs,
+            outputs=config.outputs,
+        )  # fmt: skip
+
+    async def _unload(self, entry: Entry) -> None:
+        if entry.loaded is None:
+            return
+        entry.state = State.UNLOADING
+        await asyncio.to_thread(self.runtime.unload, entry.name)
+        entry.loaded, entry.state = None, State.UNAVAILABLE
+
+
+def _entry(name: str, model: ModelConfig, config: ServerConfig) -> Entry:
+    low, high = model.priority or (model.criticality, model.criticality)
+    return Entry(name, model, tuple(sorted({n for n in config.levels if low <= n <= high}, reverse=True)))
+
+
+def _made(config: ModelConfig) -> tuple[Any, Any]:
+    """What the runtime is to load, and examples of its inputs."""
+    if config.program is not None:
+        if config.program.startswith("zoo:"):
+            from miriam import zoo
+
+            return zoo.load(config.program.removeprefix("zoo:")), None
+        from miriam.program import Program
+
+        return Program.load(config.program), None
+    assert config.factory is not None
+    return _factory(config.factory)(), _example(config)
+
+
+def _example(config: ModelConfig) -> list[np.ndarray[Any, Any]]:
+    """Arrays of the inputs' shapes. Not all the same number: the rows of a batch have to differ from each other."""
+    random, found = np.random.default_rng(0), []
+    for i, shape in enumerate(config.example or ()):
+        name = config.dtype if isinstance(config.dtype, str) else config.dtype[i]
+        if name == "object":
+            values = np.full(shape, b"", np.object_)
+        elif name.startswith(("float", "bfloat")):
+            values = random.standard_normal(shape).astype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
+        else:
+            values = random.integers(0, 2, shape).astype(name)  # within any vocabulary
+        found.append(values)
+    return found
+
+
+def _factory(spec: str) -> Callable[[], Any]:
+    """The function that ``file.py:function`` or ``package.module:function`` names; a file is read anew each time."""
+    where, _, attribute = spec.rpartition(":")
+    if not where.endswith(".py"):
+        module = importlib.import_module(where)
+    else:
+        path = Path(where)
+        found = importlib.util.spec_from_file_location(f"_miriam_model_{path.stem}", path)
+        if found is None or found.loader is None or not path.is_file():
+            raise ConfigError(f"there is no file {where}")
+        module = importlib.util.module_from_spec(found)
+        sys.modules[found.name] = module  # dataclasses and pickle look for it there
+        sys.path.insert(0, str(path.parent))
+        try:
+            found.loader.exec_module(module)
+        finally:
+            sys.path.remove(str(path.parent))
+    factory = getattr(module, attribute, None)
+    if not callable(factory):
+        raise ConfigError(f"{where} has no function {attribute!r}")
+    made: Callable[[], Any] = factory
+    return made
