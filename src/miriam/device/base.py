@@ -17,11 +17,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from types import MappingProxyType
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from miriam.errors import DeviceError
 from miriam.program import Kernel, Program
-from miriam.task import Request
+from miriam.task import Request, Task
 
 __all__ = [
     "Command",
@@ -32,6 +32,7 @@ __all__ = [
     "Lane",
     "Limit",
     "Run",
+    "Serving",
     "Span",
     "Usage",
     "Wake",
@@ -196,6 +197,8 @@ class EventKind(Enum):
     when the limit rises. Only a simulated device tells it: on a GPU nobody asks workers whether they left."""
     TICK = auto()
     """A time that was asked for with :class:`Wake` has come."""
+    HINTED = auto()
+    """It was said, or is no longer said, that a request of a level is on its way: see :attr:`Event.level`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,12 +213,15 @@ class Event:
         The request that arrived, or whose run finished or yielded.
     run
         The run that finished or yielded.
+    level
+        Of a hint: the highest level of which a request is on its way; None: of no level any more.
     """
 
     kind: EventKind
     time_us: float
     request: Request | None = None
     run: Run | None = None
+    level: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,6 +321,53 @@ class Device(Protocol):
 
     def close(self) -> None:
         """Give everything back; allowed twice."""
+
+
+class Serving(Device, Protocol):
+    """A device on which tasks come and go while it runs: what :class:`miriam.Runtime` needs.
+
+    It is made, opened, asked for events and closed in one thread. From all others, at any time, come
+    :meth:`offer`, :meth:`wake`, :meth:`prepare`, :meth:`forget` and ``now_us``.
+
+    ``events`` is called again and again. It gives control back when nothing can happen any more without a
+    new request or command (a lane whose limit is zero does nothing), and never waits for that: whoever calls
+    it waits, and asks again.
+
+    Attributes
+    ----------
+    now_us
+        Its clock, which also runs while nobody asks for events. Requests arrive by it.
+    depth
+        Requests of one level that it is best given at a time: one, or two where it would idle from the end of
+        one to the news of it.
+    """
+
+    depth: int
+
+    @property
+    def now_us(self) -> float:
+        """See above."""
+
+    def prepare(self, task: Task, bound: Any = None) -> None:
+        """Make ready what requests of a task need: memory, code. May take long.
+
+        Parameters
+        ----------
+        bound
+            What runs the program of the task where the device does not do it by itself; of the kind that belongs
+            to the device, such as :class:`miriam.device.cuda.bound.Bound`.
+
+        Raises
+        ------
+        DeviceError
+            The device cannot run it.
+        """
+
+    def forget(self, task: Task) -> None:
+        """Give back what :meth:`prepare` made; no request of the task is there any more."""
+
+    def wake(self, time_us: float) -> None:
+        """Give a TICK at that time; ``events`` looks at once where that has come."""
 
 
 def check_run(run: Run, lanes: int) -> None:
