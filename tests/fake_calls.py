@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import sys
+import threading
 from collections.abc import Callable
 from enum import IntEnum
 from types import SimpleNamespace
@@ -96,7 +97,8 @@ class FakeCalls(NullGpu):
         self.handles: dict[int, Handle] = {}
         self._numbers = itertools.count(0x100, 0x10)
         self._primary: dict[int, Context] = {}
-        self._current: list[Context | None] = [None]
+        self._threads = threading.local()
+        self._lock = threading.RLock()  # the driver can be called from any thread
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
         """Take the place of the bindings."""
@@ -112,6 +114,10 @@ class FakeCalls(NullGpu):
             raise AttributeError(f"the fake driver has no {name}")
 
         def call(*args: Any) -> tuple[Any, ...]:
+            with self._lock:
+                return act(*args)
+
+        def act(*args: Any) -> tuple[Any, ...]:
             status = self.fail.get(name, CUresult.CUDA_SUCCESS)
             if self.fail_at == len(self.calls):
                 status = CUresult.CUDA_ERROR_OUT_OF_MEMORY
@@ -208,6 +214,18 @@ class FakeCalls(NullGpu):
     def _cuDevicePrimaryCtxGetState(self, dev: int) -> tuple[int, int]:
         context = self._primary.get(dev)
         return 0, int(context is not None and context.users > 0)
+
+    @property
+    def _current(self) -> list[Context | None]:
+        """The contexts of this thread."""
+        try:
+            return self._threads.contexts
+        except AttributeError:
+            self._threads.contexts = [None]
+            return self._threads.contexts
+
+    def _cuCtxGetCurrent(self) -> tuple[Any]:
+        return (self._current[-1],)
 
     def _cuCtxSetCurrent(self, ctx: Any) -> tuple[()]:
         self._current[-1] = None if ctx is None else self._use(Context, ctx)
@@ -316,6 +334,19 @@ class FakeCalls(NullGpu):
 
     def _cuMemcpyDtoDAsync(self, dstDevice: int, srcDevice: int, ByteCount: int, hStream: Any) -> tuple[()]:
         return self._do(hStream, "copy", lambda: self.memory.write(dstDevice, self.memory.read(srcDevice, ByteCount)))
+
+    def _cuMemcpyHtoDAsync(self, dstDevice: int, srcHost: int, ByteCount: int, hStream: Any) -> tuple[()]:
+        self._locked(srcHost)
+        return self._do(hStream, "upload", lambda: self.memory.write(dstDevice, self.memory.read(srcHost, ByteCount)))
+
+    def _cuMemcpyDtoHAsync(self, dstHost: int, srcDevice: int, ByteCount: int, hStream: Any) -> tuple[()]:
+        self._locked(dstHost)
+        return self._do(hStream, "download", lambda: self.memory.write(dstHost, self.memory.read(srcDevice, ByteCount)))
+
+    def _locked(self, address: int) -> None:
+        """Memory that is not page-locked would make the host wait for the stream."""
+        if not any(at <= address < at + len(held) for at, held in self.memory.host.items()):
+            raise MisuseError(f"{address:#x} is no page-locked memory")
 
     def _cuMemsetD8Async(self, dstDevice: int, uc: int, N: int, hStream: Any, width: int = 1) -> tuple[()]:
         raw = uc.to_bytes(width, "little") * N

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from miriam.device.base import Geometry
 from miriam.device.cuda.driver.calls import check, constant
@@ -81,6 +82,16 @@ class Gpu:
     def activate(self) -> None:
         """Make the primary context current in this thread."""
         check("cuCtxSetCurrent", self._context)
+
+    @contextmanager
+    def visited(self) -> Iterator[None]:
+        """A block of this thread in the primary context; the one that was current is so again behind it."""
+        before = check("cuCtxGetCurrent")
+        self.activate()
+        try:
+            yield
+        finally:
+            check("cuCtxSetCurrent", before)
 
     @property
     def priorities(self) -> tuple[int, int]:

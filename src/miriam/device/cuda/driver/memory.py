@@ -21,31 +21,31 @@ class HostMemory:
     ----------
     address
         Where kernels find it.
+    host
+        Where the host finds it; 0 once it is closed.
     words
         The same memory for the host, a view of unsigned words: reading one reads what a kernel wrote last.
     """
 
     def __init__(self, words: int) -> None:
         cu, size = bindings(), 4 * words
-        self._host: int | None = check(
-            "cuMemHostAlloc", size, cu.CU_MEMHOSTALLOC_PORTABLE | cu.CU_MEMHOSTALLOC_DEVICEMAP
-        )
-        assert self._host is not None
+        flags = cu.CU_MEMHOSTALLOC_PORTABLE | cu.CU_MEMHOSTALLOC_DEVICEMAP
+        self.host = int(check("cuMemHostAlloc", size, flags))
         try:
-            self.address = int(check("cuMemHostGetDevicePointer", self._host, 0))
+            self.address = int(check("cuMemHostGetDevicePointer", self.host, 0))
         except BaseException:
             self._free()
             raise
-        ctypes.memset(self._host, 0, size)
-        held = (ctypes.c_uint32 * words).from_address(self._host)
+        ctypes.memset(self.host, 0, size)
+        held = (ctypes.c_uint32 * words).from_address(self.host)
         self.words = memoryview(held).cast("B").cast("I")
 
     def _free(self) -> None:
-        host, self._host = self._host, None
+        host, self.host = self.host, 0
         check("cuMemFreeHost", host)
 
     def close(self) -> None:
         """Give the memory back; ``words`` cannot be used any more."""
-        if self._host is not None:
+        if self.host:
             self.words.release()
             self._free()

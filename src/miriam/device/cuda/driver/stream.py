@@ -66,6 +66,14 @@ class Stream:
         """Enqueue a copy between two places in device memory."""
         check("cuMemcpyDtoDAsync", destination, source, size_bytes, self.handle)
 
+    def upload(self, destination: int, host: int, size_bytes: int) -> None:
+        """Enqueue a copy from page-locked memory of the host, which must stay until that is done."""
+        check("cuMemcpyHtoDAsync", destination, host, size_bytes, self.handle)
+
+    def download(self, host: int, source: int, size_bytes: int) -> None:
+        """Enqueue a copy to page-locked memory of the host."""
+        check("cuMemcpyDtoHAsync", host, source, size_bytes, self.handle)
+
     def fill(self, destination: int, value: int, width: int, count: int) -> None:
         """Enqueue a fill of ``count`` values of ``width`` bytes (1, 2 or 4)."""
         call = {1: "cuMemsetD8Async", 2: "cuMemsetD16Async", 4: "cuMemsetD32Async"}[width]
