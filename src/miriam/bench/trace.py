@@ -7,10 +7,9 @@ from typing import Any
 
 from miriam.bench.results import Point, Results, Step
 from miriam.bench.timeline import Served, Timeline
+from miriam.trace.perfetto import REQUESTS, life, named
 
 __all__ = ["trace_json"]
-
-_ARRIVALS = 1000  # number of the track with the requests, after every lane
 
 
 def trace_json(results: Results) -> dict[str, Any]:
@@ -36,11 +35,11 @@ def trace_json(results: Results) -> dict[str, Any]:
 
 
 def _process(pid: int, point: Point, timeline: Timeline, steps: Sequence[Sequence[Step]]) -> Iterator[dict[str, Any]]:
-    yield _name(pid, 0, "process_name", f"{point.workload}: {point.label}")
+    yield named(pid, 0, "process_name", f"{point.workload}: {point.label}")
     yield {"ph": "M", "pid": pid, "tid": 0, "name": "process_sort_index", "args": {"sort_index": pid}}
-    yield _name(pid, _ARRIVALS, "thread_name", "requests")
+    yield named(pid, REQUESTS, "thread_name", "requests")
     for lane, name in enumerate(timeline.lanes):
-        yield _name(pid, lane + 1, "thread_name", f"lane {name}")
+        yield named(pid, lane + 1, "thread_name", f"lane {name}")
     lane_of: dict[tuple[int, int], int] = {}
     for bar in timeline.bars:
         step = steps[bar.task][bar.launch]
@@ -60,25 +59,9 @@ def _process(pid: int, point: Point, timeline: Timeline, steps: Sequence[Sequenc
         yield from _request(pid, timeline, served, lane_of.get((served.task, served.request)))
 
 
-def _name(pid: int, tid: int, kind: str, name: str) -> dict[str, Any]:
-    return {"ph": "M", "pid": pid, "tid": tid, "name": kind, "args": {"name": name}}
-
-
 def _request(pid: int, timeline: Timeline, served: Served, lane: int | None) -> Iterator[dict[str, Any]]:
     """A request from arrival to finish, and an arrow from its arrival to its start."""
-    base = {
-        "pid": pid,
-        "tid": _ARRIVALS,
-        "name": f"{timeline.tasks[served.task]} request {served.request}",
-        "cat": "request",
-    }
-    life = base | {"id": f"{pid}.{served.request}"}
     end_us = timeline.length_us if served.finish_us is None else served.finish_us
-    yield life | {"ph": "b", "ts": served.arrival_us}
-    yield life | {"ph": "e", "ts": end_us}
-    if served.start_us is None or lane is None or not 0 <= served.arrival_us <= timeline.length_us:
-        return
-    flow = base | {"cat": "start", "id": f"{pid}.{served.request}"}
-    yield base | {"ph": "X", "ts": served.arrival_us, "dur": 0.1}
-    yield flow | {"ph": "s", "ts": served.arrival_us}
-    yield flow | {"ph": "f", "bp": "e", "tid": lane, "ts": served.start_us}
+    shown = lane if 0 <= served.arrival_us <= timeline.length_us else None
+    name = f"{timeline.tasks[served.task]} request {served.request}"
+    return life(pid, name, f"{pid}.{served.request}", served.arrival_us, end_us, served.start_us, shown)
