@@ -37,6 +37,9 @@ class ServiceError(MiriamError):
         super().__init__(message)
         self.status = Status(status)
 
+    def __reduce__(self) -> tuple[type[ServiceError], tuple[Status, str]]:
+        return ServiceError, (self.status, str(self))
+
 
 _STATUSES: tuple[tuple[type[MiriamError], Status], ...] = (
     (InputError, Status.INVALID),

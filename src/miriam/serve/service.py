@@ -126,7 +126,7 @@ class Service:
 
     def model_ready(self, model: str, version: str = "") -> bool:
         """Whether requests for a model are answered; an unknown one is not found."""
-        return self._entry(model, version).ready and self.live() and not self.draining
+        return self.entry(model, version).ready and self.live() and not self.draining
 
     # Requests
 
@@ -159,8 +159,8 @@ class Service:
 
     async def infer(self, call: InferCall) -> InferResult:
         """Answer a request."""
-        entry = self._entry(call.model, call.version)
-        loaded = self._loaded(entry)
+        entry = self.entry(call.model, call.version)
+        loaded = _loaded(entry)
         inputs = _in_order(loaded, call.inputs)
         wanted = _wanted(loaded, call.outputs)
         level = entry.level(call.priority)
@@ -170,13 +170,13 @@ class Service:
             response = loaded.submit(
                 *inputs, criticality=level, timeout_ms=call.timeout_us / 1e3 if call.timeout_us else None, raw=True
             )
-            outputs: Sequence[Array] = await asyncio.wrap_future(response)
+            outputs: Sequence[Array] = await response.answered()
         except MiriamError as error:
             raise as_service_error(error) from error
         return InferResult(
             call.model, entry.version, call.id, response.number,
             [(loaded.outputs[i].name, outputs[i]) for i in wanted],
-            response.queue_us, response.compute_us,
+            response.queue_us or 0.0, response.compute_us or 0.0,
         )  # fmt: skip
 
     # What there is
@@ -185,8 +185,8 @@ class Service:
         """The protocol's metadata, of the server or of a model, as its JSON has it."""
         if model is None:
             return {"name": "miriam", "version": miriam.__version__, "extensions": list(EXTENSIONS)}
-        entry = self._entry(model, version)
-        loaded = self._loaded(entry)
+        entry = self.entry(model, version)
+        loaded = _loaded(entry)
         return {
             "name": model,
             "versions": [entry.version],
@@ -197,8 +197,8 @@ class Service:
 
     def config(self, model: str, version: str = "") -> dict[str, Any]:
         """Triton's configuration of a model, as its JSON has it."""
-        entry = self._entry(model, version)
-        loaded, config = self._loaded(entry), entry.config
+        entry = self.entry(model, version)
+        loaded, config = _loaded(entry), entry.config
         # Where Triton has these, in dynamic_batching, they would say that requests are put together.
         said = {
             "criticality": loaded.criticality,
@@ -223,7 +223,7 @@ class Service:
     def statistics(self, model: str | None = None, version: str = "") -> Mapping[str, TaskStatistics]:
         """What was counted of a model, or of every model that is loaded, by name."""
         if model is not None:
-            return {model: self._loaded(self._entry(model, version)).statistics}
+            return {model: _loaded(self.entry(model, version)).statistics}
         return {name: entry.loaded.statistics for name, entry in self.repository.items() if entry.loaded is not None}
 
     def index(self, *, ready: bool = False) -> list[dict[str, str]]:
@@ -244,7 +244,8 @@ class Service:
         """Answer what waits for a model, then forget it."""
         await self.repository.unload(model)
 
-    def _entry(self, model: str, version: str) -> Entry:
+    def entry(self, model: str, version: str = "") -> Entry:
+        """A model of the repository."""
         entry = self.repository.get(model)
         if entry is None:
             known = ", ".join(sorted(self.repository)) or "none"
@@ -256,11 +257,12 @@ class Service:
             )
         return entry
 
-    def _loaded(self, entry: Entry) -> Loaded:
-        if entry.loaded is None or not entry.ready:
-            reason = f" ({entry.reason})" if entry.reason else ""
-            raise ServiceError(Status.UNAVAILABLE, f"model {entry.name!r} is {entry.state.lower()}{reason}")
-        return entry.loaded
+
+def _loaded(entry: Entry) -> Loaded:
+    if entry.loaded is None or not entry.ready:
+        reason = f" ({entry.reason})" if entry.reason else ""
+        raise ServiceError(Status.UNAVAILABLE, f"model {entry.name!r} is {entry.state.lower()}{reason}")
+    return entry.loaded
 
 
 def _in_order(loaded: Loaded, given: Sequence[tuple[str, Array]]) -> list[Array]:
