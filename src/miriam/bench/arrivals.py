@@ -1,13 +1,15 @@
-"""When requests come: closed loop, uniform and Poisson, the same for a seed whatever serves them."""
+"""When requests come: closed loop, uniform, Poisson and as recorded, the same for a seed whatever serves them."""
 
 from __future__ import annotations
 
 import itertools
 import math
+import os
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, TypeAlias
+from pathlib import Path
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +17,16 @@ from numpy.typing import NDArray
 from miriam.errors import WorkloadError
 from miriam.task import Request, Task
 
-__all__ = ["Arrivals", "Closed", "Poisson", "SeededTraffic", "Uniform", "arrivals_from_json"]
+__all__ = [
+    "Arrivals",
+    "Closed",
+    "Poisson",
+    "Recorded",
+    "SeededTraffic",
+    "Uniform",
+    "arrivals_from_json",
+    "seeded_times_us",
+]
 
 _CHUNK = 256
 
@@ -42,7 +53,7 @@ class Closed:
         """Itself: a closed loop has no rate."""
         return self
 
-    def to_json(self) -> dict[str, str | float]:
+    def to_json(self) -> dict[str, Any]:
         """As it stands in a results document."""
         return {"kind": self.kind, "depth": self.depth}
 
@@ -64,7 +75,7 @@ class _Rated:
         """Mean time between two arrivals."""
         return 1e6 / self.rate_per_s
 
-    def to_json(self) -> dict[str, str | float]:
+    def to_json(self) -> dict[str, Any]:
         """As it stands in a results document."""
         return {"kind": self.kind, "rate_per_s": self.rate_per_s}
 
@@ -111,17 +122,100 @@ class Poisson(_Rated):
         return times[times < until_us]
 
 
-Arrivals: TypeAlias = Closed | Uniform | Poisson
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """Arrivals at moments that were recorded somewhere. After the last of them nothing comes.
+
+    Attributes
+    ----------
+    at_s
+        Seconds after the begin of the run, rising.
+    """
+
+    at_s: tuple[float, ...]
+    kind: ClassVar[str] = "recorded"
+
+    def __post_init__(self) -> None:
+        at_s = np.asarray(self.at_s, dtype=np.float64)
+        if not at_s.size or not np.isfinite(at_s).all() or at_s[0] < 0 or at_s[-1] <= 0 or (np.diff(at_s) < 0).any():
+            raise WorkloadError(
+                "recorded arrivals have to be rising times in seconds, from zero on, at least one above it"
+            )
+
+    @staticmethod
+    def read(path: str | os.PathLike[str]) -> Recorded:
+        """The times in a text file: the first column of each line, in seconds; ``#`` begins a comment.
+
+        Raises
+        ------
+        WorkloadError
+            The file cannot be read, or a line holds no time or an earlier one than the line before.
+        """
+        try:
+            lines = Path(path).read_text("utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise WorkloadError(f"cannot read the arrivals {path}: {error}") from error
+        at_s: list[float] = []
+        for number, line in enumerate(lines, 1):
+            first = line.partition("#")[0].replace(",", " ").split()
+            if not first:
+                continue
+            try:
+                time_s = float(first[0])
+            except ValueError:
+                time_s = math.nan
+            if not (math.isfinite(time_s) and time_s >= (at_s[-1] if at_s else 0.0)):
+                raise WorkloadError(f"{path}:{number}: {first[0]!r} is no time in seconds that follows the one before")
+            at_s.append(time_s)
+        if not at_s or at_s[-1] <= 0:
+            raise WorkloadError(f"{path} holds no arrivals: a time in seconds on each line is needed")
+        return Recorded(tuple(at_s))
+
+    @property
+    def rate_per_s(self) -> float:
+        """Mean rate up to the last arrival."""
+        return len(self.at_s) / self.at_s[-1]
+
+    def scaled(self, factor: float) -> Recorded:
+        """The same at ``factor`` times the speed."""
+        return Recorded(tuple(time_s / factor for time_s in self.at_s))
+
+    def times_us(self, until_us: float, rng: np.random.Generator) -> NDArray[np.float64]:
+        """All arrivals before ``until_us``, rising, shape (arrivals,)."""
+        times = np.asarray(self.at_s, dtype=np.float64) * 1e6
+        return times[times < until_us]
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in a results document."""
+        return {"kind": self.kind, "at_s": list(self.at_s)}
+
+    def __str__(self) -> str:
+        return f"recorded, {len(self.at_s)} arrivals, {self.rate_per_s:.4g}/s"
 
 
-def arrivals_from_json(raw: dict[str, str | float]) -> Arrivals:
+Arrivals: TypeAlias = Closed | Uniform | Poisson | Recorded
+
+
+def arrivals_from_json(raw: dict[str, Any]) -> Arrivals:
     """The arrivals that :meth:`to_json` described."""
     if raw["kind"] == Closed.kind:
         return Closed(int(raw["depth"]))
+    if raw["kind"] == Recorded.kind:
+        return Recorded(tuple(map(float, raw["at_s"])))
     for kind in (Uniform, Poisson):
         if raw["kind"] == kind.kind:
             return kind(float(raw["rate_per_s"]))
-    raise WorkloadError(f"arrivals of kind {raw['kind']!r}: closed, uniform and poisson are known")
+    raise WorkloadError(f"arrivals of kind {raw['kind']!r}: closed, uniform, poisson and recorded are known")
+
+
+def seeded_times_us(name: str, arrivals: Arrivals, until_us: float, seed: int) -> NDArray[np.float64]:
+    """Arrivals of the task ``name`` that are known from the start, rising, shape (arrivals,).
+
+    They follow from these arguments alone. Of a closed loop they are the first ``depth``, all at once.
+    """
+    if isinstance(arrivals, Closed):
+        return np.zeros(arrivals.depth if until_us > 0 else 0)
+    return arrivals.times_us(until_us, np.random.default_rng([seed, zlib.crc32(name.encode())]))
 
 
 class SeededTraffic:
@@ -161,10 +255,7 @@ class SeededTraffic:
     def times_us(self, name: str) -> NDArray[np.float64]:
         """Arrivals of the task ``name`` that are known from the start, shape (arrivals,)."""
         arrivals = next(arrivals for task, arrivals in self._tasks if task.name == name)
-        if isinstance(arrivals, Closed):
-            return np.zeros(arrivals.depth if self._until_us > 0 else 0)
-        rng = np.random.default_rng([self._seed, zlib.crc32(name.encode())])
-        return arrivals.times_us(self._until_us, rng)
+        return seeded_times_us(name, arrivals, self._until_us, self._seed)
 
     def start(self) -> Iterable[Request]:
         """All requests of open arrivals and the first ones of every closed loop, by time of arrival."""

@@ -7,15 +7,17 @@ response time
     Arrival to finish. It holds the time in which a request waited. This is what a user of a task
     feels, and what "latency" means wherever nothing else is said.
 service latency
-    Start (first block placed) to finish. Waiting before the start is not in it.
+    Start (first block placed) to finish. Waiting before the start is not in it. Of requests to a server,
+    from the moment in which the client sent it.
 quantile
     The smallest latency that at least the share q of the requests stayed within (the inverse of the
     empirical distribution, ``method="inverted_cdf"`` of NumPy): always a latency that did occur. With
     fewer than 1 / (1 - q) requests it is the largest one.
 counted request
     Arrived inside the window and finished before the run's end. What arrived and did not finish is
-    given as ``unfinished``: more than 1 % of them mean that the device cannot keep up, and that the
-    quantiles look better than they are; table and report mark such a p99 with ``>``.
+    given as ``unfinished``, what a server refused or lost as ``failed``: more than 1 % of them mean that
+    the device cannot keep up, and that the quantiles look better than they are; table and report mark
+    such a p99 with ``>``.
 slowdown
     A quantile of the response time over the same quantile of the same task alone, on the same device,
     with the same arrivals, in the same run of the benchmark.
@@ -31,7 +33,7 @@ deadline miss
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,7 +41,7 @@ from numpy.typing import NDArray
 
 from miriam.task import Request, Task
 
-__all__ = ["PROBABILITIES", "Latency", "Slowdown", "TaskMetrics", "latency", "measure", "slowdown"]
+__all__ = ["PROBABILITIES", "Latency", "Slowdown", "TaskMetrics", "latency", "measure", "measure_times", "slowdown"]
 
 PROBABILITIES: tuple[float, ...] = tuple(
     float(round(q, 7)) for q in np.concatenate((np.arange(99) / 100, 1 - np.logspace(-2, -5, 100), [1.0]))
@@ -107,8 +109,11 @@ class TaskMetrics:
     stock_per_s
         What its model does alone in plain PyTorch, requests by second; None where that was not measured.
     checked, wrong
-        Inferences whose outputs were compared with those of the unmodified kernels, and words of 4 bytes
-        in them that differed; None where the device did not look.
+        Inferences whose outputs were compared with those of the unmodified kernels (from a server: with its
+        first answer), and words of 4 bytes in them that differed; None where nobody looked.
+    failed
+        By reason: requests that arrived inside the window and were refused or lost. They are not among the
+        unfinished ones. None where that cannot happen.
     """
 
     name: str
@@ -123,6 +128,7 @@ class TaskMetrics:
     stock_per_s: float | None = None
     checked: int | None = None
     wrong: int | None = None
+    failed: Mapping[str, int] | None = None
 
     @property
     def critical(self) -> bool:
@@ -132,7 +138,8 @@ class TaskMetrics:
     @property
     def behind(self) -> bool:
         """Whether so many requests did not finish that the p99 of all is longer than that of the counted ones."""
-        return self.unfinished > max(1, _TOLERATED * self.arrived)
+        failed = sum(self.failed.values()) if self.failed else 0
+        return self.unfinished + failed > max(1, _TOLERATED * self.arrived)
 
 
 def latency(values_us: Sequence[float] | NDArray[np.float64]) -> Latency | None:
@@ -169,22 +176,41 @@ def measure(task: Task, requests: Iterable[Request], begin_us: float, end_us: fl
         Every request of the run, also of other tasks, finished or not. What finished after
         ``end_us`` counts as unfinished.
     """
-    own = [r for r in requests if r.task.name == task.name]
-    done = [(r, r.finish_us) for r in own if r.finish_us is not None and r.finish_us <= end_us]
-    arrived = [r for r in own if begin_us <= r.arrival_us < end_us]
-    counted = [(r, finish_us) for r, finish_us in done if begin_us <= r.arrival_us < end_us]
+    own = [(r.arrival_us, r.start_us, r.finish_us) for r in requests if r.task.name == task.name]
+    times = np.array(own, dtype=np.float64).reshape(-1, 3)  # None becomes NaN
+    arrival_us, start_us, finish_us = times.T
+    return measure_times(
+        task.name, task.criticality, task.deadline_us, arrival_us, start_us, finish_us, begin_us, end_us
+    )
+
+
+def measure_times(
+    name: str,
+    criticality: int,
+    deadline_us: float | None,
+    arrival_us: NDArray[np.float64],
+    start_us: NDArray[np.float64],
+    finish_us: NDArray[np.float64],
+    begin_us: float,
+    end_us: float,
+) -> TaskMetrics:
+    """The same of times, each of shape (requests,); NaN: it did not begin or not finish, infinite: it never will."""
+    done = finish_us <= end_us
+    arrived = (begin_us <= arrival_us) & (arrival_us < end_us)
+    counted = arrived & done
     missed = None
-    if task.deadline_us is not None:
-        finish = {r.number: finish_us for r, finish_us in counted}
-        missed = sum(finish.get(r.number, end_us) - r.arrival_us > task.deadline_us for r in arrived)
-    in_window = sum(finish_us >= begin_us for _, finish_us in done)
+    if deadline_us is not None:
+        until_us = np.where(done | np.isposinf(finish_us), finish_us, end_us)
+        missed = int(np.count_nonzero((until_us - arrival_us)[arrived] > deadline_us))
+    in_window = np.count_nonzero(done & (finish_us >= begin_us))
+    started = counted & ~np.isnan(start_us)
     return TaskMetrics(
-        name=task.name,
-        criticality=int(task.criticality),
-        arrived=len(arrived),
-        unfinished=len(arrived) - len(counted),
+        name=name,
+        criticality=int(criticality),
+        arrived=int(np.count_nonzero(arrived)),
+        unfinished=int(np.count_nonzero(arrived & ~done)),
         missed=missed,
         throughput_per_s=in_window / ((end_us - begin_us) * 1e-6) if end_us > begin_us else 0.0,
-        response=latency([finish_us - r.arrival_us for r, finish_us in counted]),
-        service=latency([finish_us - r.start_us for r, finish_us in counted if r.start_us is not None]),
+        response=latency((finish_us - arrival_us)[counted]),
+        service=latency((finish_us - start_us)[started]),
     )

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import os
-import platform
-import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from miriam import __version__
 from miriam.bench import outside
 from miriam.bench.asked import check_device, check_models, fitting, make_folder, policy_names, times
 from miriam.bench.children import ending_in_order
+from miriam.bench.made import machine, versions
 from miriam.bench.mps import Mps
 from miriam.bench.point import Job, Outcome, Sources, simulated, unloaded
 from miriam.bench.pool import Progress, named, processors, run_one, side_by_side
@@ -128,7 +125,7 @@ def run(
         raise WorkloadError("outputs can be verified on a GPU only: a simulated device computes none")
     if stock:
         check_stock(device)
-    machine = _machine() if open_device is not None else _machine() | check_device(device)
+    where = machine() if open_device is not None else machine() | check_device(device)
     if programs is None:
         check_models(chosen, kernels)
     sources = Sources.usual(programs, profiles, open_device, kernels=kernels, verify=verify)
@@ -154,8 +151,8 @@ def run(
             made=Made(
                 date=datetime.now(UTC).isoformat(timespec="seconds"),
                 wall_s=round(time.monotonic() - began, 3),
-                machine=machine,
-                versions=_versions(),
+                machine=where,
+                versions=versions(),
             ),
             suite=among.name,
             device=device,
@@ -249,18 +246,3 @@ def _scaled(workload: Workload, load: float, device: str, sources: Sources) -> W
             return workload.scaled(load, sum(opened.launch_us(sources.programs(workload.rated.model))))
         finally:
             opened.close()
-
-
-def _machine() -> dict[str, str]:
-    processor = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-        processor = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), processor)
-    except OSError:
-        pass  # not Linux: the general name has to do
-    return {"processor": processor, "cores": str(processors()), "system": platform.platform()}
-
-
-def _versions() -> dict[str, str]:
-    python = ".".join(map(str, sys.version_info[:3]))
-    return {"python": python, "miriam": __version__} | {name: metadata.version(name) for name in ("numpy", "numba")}

@@ -81,11 +81,12 @@ def summaries(results: Results, workload: Workload) -> tuple[Summary, ...]:
     """The rows of a workload: the critical task alone, by itself and under other regimes, then each policy."""
     rows = []
     if workload.critical is not None:
-        regimes = dict.fromkeys((ALONE, *(p.policy for p in results.points if p.alone is not None)))
+        found = dict.fromkeys(p.policy for p in results.points if p.alone is not None)
+        regimes = sorted(found, key=lambda regime: regime != ALONE)
         for regime in regimes:
             points = results.turns(workload.name, regime, workload.critical.name)
             if points:
-                label = "alone" if regime == ALONE else f"alone, {regime}"
+                label = "alone" if regime == regimes[0] else f"alone, {regime}"
                 rows.append(_summary(label, points, _normal_alone(results, workload, regime)))
     for policy in results.policies:
         points = results.turns(workload.name, policy)
