@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from miriam.bench.arrivals import Closed
 from miriam.bench.metrics import TaskMetrics
 from miriam.bench.report.svg import rate_text, time_text
 from miriam.bench.results import Results
@@ -46,9 +48,9 @@ def print_tasks(results: Results, console: Console | None = None) -> None:
             for i, (label, own) in enumerate(_runs(results, workload, entry.name)):
                 name, what = ("", "") if i else (entry.name, str(entry.arrivals))
                 level = " (critical)" if entry.criticality == 1 else f" ({entry.criticality})" if entry.critical else ""
-                table.add_row(
-                    name and name + level, what, label, *_cells(own), style="dim" if label == "alone" else None
-                )
+                depth = entry.arrivals.depth if isinstance(entry.arrivals, Closed) else 0
+                style = "dim" if label == "alone" else None
+                table.add_row(name and name + level, what, label, *_cells(own, depth), style=style)
                 for task in own:
                     failed.update({(entry.name, why): count for why, count in (task.failed or {}).items()})
             table.add_section()
@@ -67,12 +69,15 @@ def _runs(results: Results, workload: Workload, name: str) -> list[tuple[str, Se
     return list(found.items())
 
 
-def _cells(tasks: Sequence[TaskMetrics]) -> tuple[str, ...]:
+def _cells(tasks: Sequence[TaskMetrics], depth: int) -> tuple[str, ...]:
+    """The figures of a row; of a loop, ``depth`` requests are always under way at the end, which says nothing."""
+
     def median(value: Callable[[TaskMetrics], float | None], text: Callable[[float], str]) -> str:
         found = Spread.of(map(value, tasks))
         return _NONE if found is None else text(found.median)
 
-    behind = "> " if any(task.behind for task in tasks) else ""
+    under_way = [replace(task, unfinished=max(0, task.unfinished - depth)) for task in tasks]
+    behind = "> " if any(task.behind for task in under_way) else ""
     missed = [task.missed for task in tasks if task.missed is not None]
     failed = sum(sum((task.failed or {}).values()) for task in tasks)
     return (

@@ -127,10 +127,21 @@ async def _prepare(own: Sender, plan: Plan, caller: Caller) -> tuple[Described, 
             request = own.serialise(sample(caller, described, plan.seed))
         except ServiceError as error:
             raise WorkloadError(str(error)) from error
-        answers = [await own.send(request, plan.patience_s, lambda: None) for _ in range(_FIRST)]
     except UnansweredError as error:
-        raise WorkloadError(f"{plan.server}: {error} ({error.reason})") from error
+        raise _unusable(plan, error) from error
+    answers: list[bytes] = []
+    for left in reversed(range(_FIRST)):
+        try:
+            answers.append(await own.send(request, plan.patience_s, lambda: None))
+        except UnansweredError as error:
+            if not left and not answers:  # one that is refused now may be answered later
+                raise _unusable(plan, error) from error
+            await asyncio.sleep(_PAUSE_S)
     return described, request, Expected.of(own, answers[0], caller)
+
+
+def _unusable(plan: Plan, error: UnansweredError) -> WorkloadError:
+    return WorkloadError(f"{plan.server}: {error} ({error.reason})")
 
 
 async def call(
