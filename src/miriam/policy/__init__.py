@@ -17,28 +17,32 @@ from miriam.policy.priority import Priority
 from miriam.policy.resident import Resident
 from miriam.policy.sequential import Sequential
 
-__all__ = ["NAMES", "Setting", "check", "create"]
+__all__ = ["NAMES", "SERVING", "Setting", "check", "create", "create_serving"]
 
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
     make: Callable[..., Policy]
     option: Option | None = None
+    serves: bool = False  # whether tasks may come and go
 
 
 _KINDS: Mapping[str, _Kind] = {
-    Sequential.name: _Kind(Sequential),
-    Multistream.name: _Kind(Multistream),
-    Priority.name: _Kind(Priority),
+    Sequential.name: _Kind(Sequential, serves=True),
+    Multistream.name: _Kind(Multistream, serves=True),
+    Priority.name: _Kind(Priority, serves=True),
     Barrier.name: _Kind(Barrier),
     Partition.name: _Kind(Partition, Option("number of SMs", whole=True, least=1)),
     Miriam.name: _Kind(Miriam),
-    Resident.name: _Kind(Resident, Option("number of SMs", whole=True, least=0)),
-    Contract.name: _Kind(Contract, Option("slowdown", whole=False, least=1)),
+    Resident.name: _Kind(Resident, Option("number of SMs", whole=True, least=0), serves=True),
+    Contract.name: _Kind(Contract, Option("slowdown", whole=False, least=1), serves=True),
 }
 
 NAMES = tuple(_KINDS)
 """Names of the policies, the simplest first."""
+
+SERVING = tuple(name for name, kind in _KINDS.items() if kind.serves)
+"""Those that need not know all tasks from the start."""
 
 
 def check(name: str) -> None:
@@ -70,6 +74,22 @@ def create(name: str, setting: Setting) -> Policy:
     policy = kind.make(setting, *options)
     policy.name = name
     return policy
+
+
+def create_serving(name: str, setting: Setting) -> Policy:
+    """A fresh policy for tasks that come and go; it may be a :class:`~miriam.policy.base.Joining` one.
+
+    Raises
+    ------
+    PolicyError
+        As :func:`create` does; or the policy has to know all tasks from the start.
+    """
+    if not _read(name)[0].serves:
+        raise PolicyError(
+            f"policy {name} has to know all tasks from the start, and here they come and go: "
+            f"take one of {', '.join(SERVING)}"
+        )
+    return create(name, setting)
 
 
 def _read(name: str) -> tuple[_Kind, tuple[float, ...]]:

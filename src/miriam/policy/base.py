@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from miriam.device.base import Geometry, Lane
 from miriam.errors import PolicyError
 from miriam.task import Criticality, Request, Task
 
-__all__ = ["Option", "Setting", "lane_of_level", "levels", "most_urgent"]
+__all__ = ["Joining", "Option", "Setting", "lane_of_level", "levels", "most_urgent"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,17 @@ class Option:
             kind = "a whole number" if self.whole else "a number"
             raise PolicyError(f"policy {policy}: {text!r} is no {self.what}: take {kind} from {self.least:g} on")
         return value
+
+
+@runtime_checkable
+class Joining(Protocol):
+    """A policy that has to know which tasks come and go while it works."""
+
+    def join(self, task: Task) -> None:
+        """A task comes; none of its requests has."""
+
+    def leave(self, task: Task) -> None:
+        """A task goes; all of its requests have ended."""
 
 
 def levels(setting: Setting) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from miriam.policy.base import Setting
 from miriam.policy.resident import Resident, why_of
 from miriam.policy.solo import FLOOR, Allowance, Latencies, p99
 from miriam.policy.width import Width
-from miriam.task import Request
+from miriam.task import Request, Task
 
 __all__ = ["Contract"]
 
@@ -55,21 +55,40 @@ class Contract(Resident):
         super().__init__(setting)
         self._slowdown = slowdown_p99
         self._most = setting.geometry.sms
-        critical = [task.name for task in setting.tasks if task.critical]
-        self._watches = {
-            name: _Watch(Width(self._most), Allowance(_SHARE / len(critical), _ONCE_US / len(critical)))
-            for name in critical
-        }
+        self._watches: dict[str, _Watch] = {}
         self._seen: dict[Request, _Seen] = {}
         self._end_us = [0.0] * len(self.lanes)  # of the last request of each lane
         self._pause: _Pause | None = None
+        self._now_us = 0.0
+        critical = [task.name for task in setting.tasks if task.critical]
+        for name in critical:
+            self._watches[name] = self._watch(len(critical))
+
+    def join(self, task: Task) -> None:
+        """A task comes; if it is critical, its latency alone has to be measured first."""
+        if task.critical:
+            self._watches[task.name] = self._watch(len(self._watches) + 1)
+            self._share()
+
+    def leave(self, task: Task) -> None:
+        """A task goes; a pause that was begun for it ends in its time."""
+        if self._watches.pop(task.name, None) is not None:
+            self._share()
+
+    def _watch(self, watches: int) -> _Watch:
+        return _Watch(Width(self._most), Allowance(_SHARE / watches, _ONCE_US / watches, self._now_us))
+
+    def _share(self) -> None:
+        for watch in self._watches.values():
+            watch.allowance.share(_SHARE / len(self._watches), self._now_us)
 
     def decide(self, event: Event, view: View) -> Iterator[Command]:
         """A request that arrives at once; pauses, and what follows from latencies, after that."""
         request, now_us = event.request, event.time_us
+        self._now_us = now_us
         if event.kind is EventKind.TICK and self._pause is not None and now_us >= self._pause.until_us:
             yield from self._resume(now_us)
-        elif request is None or request.task.name not in self._watches:
+        elif request is None or not request.task.critical or request.task.name not in self._watches:
             yield from super().decide(event, view)
         elif event.kind is EventKind.ARRIVED:
             yield from self._arrived(request, now_us)
@@ -111,7 +130,7 @@ class Contract(Resident):
     def _finished(self, request: Request, now_us: float) -> Iterator[Command]:
         seen, watch, pause = self._seen.pop(request), self._watches[request.task.name], self._pause
         finish_us = now_us if request.finish_us is None else request.finish_us
-        if not seen.met:
+        if not seen.met and request.error is None:
             watch.book(seen, finish_us - max(request.arrival_us, self._end_us[seen.lane]), self._slowdown)
         self._end_us[seen.lane] = finish_us
         if pause is not None and seen.alone and pause.owner == request.task.name:
@@ -124,9 +143,19 @@ class Contract(Resident):
     def _resume(self, now_us: float) -> Iterator[Command]:
         pause, self._pause = self._pause, None
         if pause is not None:
-            self._watches[pause.owner].allowance.spend(now_us - pause.since_us)
+            if (owner := self._watches.get(pause.owner)) is not None:
+                owner.allowance.spend(now_us - pause.since_us)
             for lane in range(pause.lane + 1, len(self.lanes)):
-                yield Limit(lane, None, f"the pause to measure {pause.owner} is over")
+                yield Limit(lane, self._rest(lane), f"the pause to measure {pause.owner} is over")
+
+    def _rest(self, lane: int) -> int | None:
+        if self._pause is not None and lane > self._pause.lane:
+            return 0
+        return super()._rest(lane)
+
+    def _expecting(self) -> int | None:
+        sms = min((watch.sms(behind=True) for watch in self._watches.values()), default=0)
+        return None if sms == self._most else sms
 
     def report(self) -> Mapping[str, float]:
         """For each critical task, what is known of its last requests that met none of a higher level.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from miriam.coordinator import View
-from miriam.device.base import Command, Event, EventKind, Lane, Run
+from miriam.device.base import Command, Event, EventKind, Lane, Limit, Run
 from miriam.errors import PolicyError
 from miriam.policy.base import Setting, lane_of_level, levels
 from miriam.task import Request
@@ -21,6 +21,7 @@ class Resident:
     that is limited leaves SMs at the end of a share and loses nothing. Each run limits all lanes
     below its own, from its start to its end, ordered by the device: the host takes no turn when a
     critical request starts or ends, and all that have arrived are enqueued, so no gap lies between two.
+    While a request of some level is said to be on its way, the lanes below are limited as if it ran.
 
     Cost: one command for each request, no waiting of the host. Normal work pays for elastic kernels, and
     for leaving and coming back.
@@ -49,6 +50,8 @@ class Resident:
         )
         self._lane = {level: lane for lane, level in enumerate(order)}
         self._workers = setting.geometry.sms * setting.geometry.blocks_per_sm
+        self._sms = sms
+        self._expected = len(order)  # the lane of a request that is on its way, or one behind the last
         self._limits = [dict.fromkeys(range(lane + 1, len(order)), sms) for lane in range(len(order))]
         self._why = [why_of(lane, len(order), sms, setting.geometry.sms) for lane in range(len(order))]
 
@@ -57,6 +60,29 @@ class Resident:
         if event.kind is EventKind.ARRIVED and event.request is not None:
             lane = self._lane[event.request.task.criticality]
             yield self._run(event.request, lane, self._limits[lane], self._why[lane])
+        elif event.kind is EventKind.HINTED:
+            yield from self._expect(event.level)
+
+    def _expect(self, level: int | None) -> Iterator[Command]:
+        """A request of a level is on its way, or of none any more."""
+        before = [self._rest(lane) for lane in range(len(self.lanes))]
+        self._expected = len(self.lanes) if level is None else self._lane[level]
+        why = (
+            "none is on its way any more"
+            if level is None
+            else f"a request of {self.lanes[self._expected].name} is on its way"
+        )
+        for lane, sms in enumerate(before):
+            if self._rest(lane) != sms:
+                yield Limit(lane, self._rest(lane), why)
+
+    def _rest(self, lane: int) -> int | None:
+        """The limit of a lane while no run limits it."""
+        return self._expecting() if lane > self._expected else None
+
+    def _expecting(self) -> int | None:
+        """What lanes keep below one of which a request is on its way."""
+        return self._sms
 
     def _run(self, request: Request, lane: int, limits: Mapping[int, int | None], why: str) -> Run:
         return Run(request, lane, workers=self._workers if lane else None, limits=limits, why=why)

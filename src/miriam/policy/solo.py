@@ -49,10 +49,12 @@ class Allowance:
         Of the time since the start.
     once_us
         For the start, until :meth:`settle`.
+    now_us
+        When that is.
     """
 
-    def __init__(self, share: float, once_us: float) -> None:
-        self._share, self._free_us = share, once_us
+    def __init__(self, share: float, once_us: float, now_us: float = 0.0) -> None:
+        self._share, self._free_us = share, once_us - share * now_us
 
     def left_us(self, now_us: float) -> float:
         """What may be spent."""
@@ -61,6 +63,11 @@ class Allowance:
     def spend(self, time_us: float) -> None:
         """So much was spent."""
         self._free_us -= time_us
+
+    def share(self, share: float, now_us: float) -> None:
+        """From now on it is another share of the time."""
+        self._free_us += (self._share - share) * now_us
+        self._share = share
 
     def settle(self, now_us: float) -> None:
         """The start is over: what was spent until now is forgotten, and what is left of it too."""

@@ -15,6 +15,7 @@ from miriam.task import Task
 
 __all__ = ["Response", "host_us"]
 
+
 def host_us() -> float:
     """Time of the host in us: that of :func:`time.perf_counter`."""
     return perf_counter_ns() / 1e3

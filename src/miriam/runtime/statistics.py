@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 from miriam.runtime.response import Response
 
-__all__ = ["BUCKETS_S", "Histogram", "TaskStatistics", "Tally"]
+__all__ = ["BUCKETS_S", "Histogram", "Tally", "TaskStatistics"]
 
 BUCKETS_S = (*(5e-5 * 2**n for n in range(19)), math.inf)
 """Upper bounds of the buckets of a histogram, in seconds: 50 us, twice that and so on to 13 s, and the rest."""
