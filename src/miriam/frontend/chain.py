@@ -140,7 +140,8 @@ def host_program(
     index = {step: i for i, step in enumerate(distinct)}
     kernels = tuple(Kernel(step, Source.HOST, (1, 1, 1), 0, opaque="the host computes it") for step in distinct)
     launches = tuple(Launch(index[step], (1, 1, 1)) for step in steps)
-    buffers, placed = [], []
+    buffers: list[Buffer] = []
+    placed: list[Tensor] = []
     for tensor, role in (*((t, Role.INPUT) for t in inputs), *((t, Role.OUTPUT) for t in outputs)):
         at = Pointer(len(buffers))
         placed.append(Tensor(tensor.name, tensor.dtype, tensor.shape, tensor.strides, at))
@@ -173,8 +174,10 @@ def named(given: Sequence[str], count: int, what: str, name: str) -> list[str]:
     return list(given)
 
 
-def timed(steps: Sequence[Step], begin: Callable[[], State]) -> tuple[tuple[float, ...], State]:
-    """What each step takes, in us, as the median of several runs; and the state after the last run."""
+def timed(
+    steps: Sequence[Step], begin: Callable[[], State], of: Callable[[Sequence[float]], float] = statistics.median
+) -> tuple[tuple[float, ...], State]:
+    """What each step takes, in us, as the median (or what ``of`` says) of several runs; and the last run's state."""
     runs: list[list[float]] = []
     since = perf_counter()
     while not runs or (len(runs) < _RUNS and perf_counter() - since < _LONG_S):
@@ -184,7 +187,7 @@ def timed(steps: Sequence[Step], begin: Callable[[], State]) -> tuple[tuple[floa
             step(state)
             times.append(1e6 * (perf_counter() - before))
         runs.append(times)
-    return tuple(map(statistics.median, zip(*(runs[1:] or runs), strict=True))), state
+    return tuple(map(of, zip(*(runs[1:] or runs), strict=True))), state
 
 
 def _callables(

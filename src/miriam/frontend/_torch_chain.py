@@ -1,0 +1,275 @@
+"""Modules of PyTorch as chains: a step for each operator of the exported graph, slice by slice of the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch.utils import _pytree as pytree
+
+from miriam.errors import CompileError, ModelError
+from miriam.frontend._torch_steps import Body, alone, close, outputs_of, stepwise
+from miriam.frontend.chain import Chain, as_arrays, host_program, named, plain_tensor, timed
+
+__all__ = ["torch_chain"]
+
+_LONG_US = 2000.0  # what a step should take at most
+_COST = 1.25  # what slices may take together, to the batch as a whole
+
+_Tensors: TypeAlias = Sequence[torch.Tensor]
+
+
+def torch_chain(
+    model: torch.nn.Module | torch.export.ExportedProgram, example: Any, *, name: str, threads: int | None,
+    inputs: Sequence[str], outputs: Sequence[str],
+) -> Chain:  # fmt: skip
+    """Make a chain; see :meth:`miriam.frontend.chain.Chain.of`.
+
+    Steps last 2 ms at most where that can be had: a batch is computed slice by slice, if no output of one slice
+    depends on another slice and slices together take little longer than the batch as a whole.
+    """
+    module: torch.nn.Module
+    if isinstance(model, torch.export.ExportedProgram):
+        module = model.module(check_guards=False)
+        tensors = list(model.state_dict.values())
+        if example is None and model.example_inputs is not None:
+            example = model.example_inputs[0]
+    else:
+        module, tensors = model, [*model.parameters(), *model.buffers()]
+        if model.training:
+            raise CompileError(f"{name} is in training mode: call .eval() on it")
+    if example is None:
+        raise CompileError(f"{name} needs an example of its inputs: shapes and dtypes follow from it")
+    given = [_tensor(x).detach() for x in as_arrays(example)]
+    if any(tensor.device.type != "cpu" for tensor in (*tensors, *given)):
+        raise CompileError(f"{name} or its example is not on the host: move it with .cpu()")
+    given = [x.clone() for x in given]
+    with torch.no_grad(), _threads(threads):
+        try:
+            result, keeps = _tried(module, given, tensors)
+        except Exception as error:
+            raise CompileError(f"{name} fails on its example: {type(error).__name__}: {error}") from error
+        expected = outputs_of(result)
+        if not expected:
+            raise CompileError(f"{name} gives no tensor")
+        if keeps:
+            rows, body, note = 0, alone(module, given, "it keeps something from one request to the next"), ""
+        else:
+            rows, body, note = _chosen(module, given, expected)
+        steps = _steps(body, rows, len(expected[0]) if rows else 0)
+        formats = [_format(x) for x in given]
+
+        def begin(asked: Sequence[Any] | None) -> _State:
+            return _State(given if asked is None else asked, formats)
+
+        step_us, _ = timed(steps, lambda: begin(None))
+    ins, outs = (
+        [
+            plain_tensor(label, str(t.dtype).removeprefix("torch."), t.shape)
+            for label, t in zip(labels, some, strict=True)
+        ]
+        for labels, some in (
+            (named(inputs, len(given), "input", name), given),
+            (named(outputs, len(expected), "output", name), expected),
+        )
+    )
+    meta = {"torch": torch.__version__, "rows of a slice": str(rows or "all")}
+    program = host_program(name, [step.label for step in steps], ins, outs, meta)
+    notes = tuple(f"{name}: {note}" for note in (body.why and f"one step, since {body.why}", note) if note)
+    return Chain(name, program, tuple(steps), begin, _State.end, step_us, _structure(result), _use, notes)
+
+
+def _tried(module: torch.nn.Module, given: _Tensors, tensors: _Tensors) -> tuple[Any, bool]:
+    """What a module gives for its example, and whether it changes itself meanwhile, which is taken back."""
+    before = [tensor.clone() for tensor in tensors]
+    result = module(*(x.clone() for x in given))
+    changed = [(t, old) for t, old in zip(tensors, before, strict=True) if not _same(t, old)]
+    for tensor, old in changed:
+        tensor.copy_(old)
+    return result, bool(changed)
+
+
+def _chosen(module: torch.nn.Module, given: _Tensors, expected: _Tensors) -> tuple[int, Body, str]:
+    """Rows of a slice (0: the batch is computed as a whole), what computes it, and what is to be said about it."""
+    body = stepwise(module, given, expected)
+    if (longest_us := max(body.times_us)) <= _LONG_US:
+        return 0, body, ""
+    batch = len(given[0]) if given and given[0].dim() else 0
+    if batch < 2 or any(not t.dim() or len(t) != batch for t in (*given, *expected)):
+        return 0, body, ""
+    rows, sizes = 0, [n for n in range(batch - 1, 0, -1) if batch % n == 0]
+    if not _independent(module, given, expected):
+        return 0, body, "the rows of its batch depend on each other, so no slice can be computed by itself"
+    whole_us = sum(body.times_us)
+    for size in [n for n in sizes if n * longest_us <= 2 * _LONG_US * batch] or sizes[-1:]:
+        parts = [outputs_of(module(*(x[i : i + size].clone() for x in given))) for i in range(0, batch, size)]
+        if any(len(t) != size for part in parts for t in part) or not close(
+            [torch.cat(pieces) for pieces in zip(*parts, strict=True)], expected
+        ):
+            return 0, body, "slices of its batch give something else than the batch as a whole"
+        found = stepwise(module, [x[:size].clone() for x in given], parts[0])
+        if sum(found.times_us) * batch / size > _COST * whole_us:
+            break
+        rows, body = size, found
+        if max(found.times_us) <= _LONG_US:
+            break
+    return rows, body, ""
+
+
+def _independent(module: torch.nn.Module, given: _Tensors, expected: _Tensors) -> bool:
+    """Whether each row of the outputs is the same to the bit whatever is in the other rows of the inputs."""
+    others = [_other(x) for x in given]
+    if all(map(_same, given, others)):
+        return False  # nobody can know
+    some = torch.zeros(len(given[0]), dtype=torch.bool)
+    some[torch.randperm(len(some), generator=torch.Generator().manual_seed(0))[: len(some) // 2]] = True
+    for rows in (some, ~some):
+        mixed = [x.clone() for x in others]
+        for x, own in zip(mixed, given, strict=True):
+            x[rows] = own[rows]
+        if not all(_same(a[rows], b[rows]) for a, b in zip(outputs_of(module(*mixed)), expected, strict=True)):
+            return False
+    return True
+
+
+def _other(x: torch.Tensor) -> torch.Tensor:
+    """Values like these in another order, or, where they are all the same, others."""
+    order = torch.randperm(x.numel(), generator=torch.Generator().manual_seed(1))
+    mixed = x.flatten()[order].view(x.shape)
+    return mixed + torch.rand_like(mixed) if x.is_floating_point() and _same(mixed, x) else mixed
+
+
+def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether these are equal to the bit."""
+    return a.dtype == b.dtype and a.shape == b.shape and bool((_bits(a) == _bits(b)).all())
+
+
+def _bits(x: torch.Tensor) -> torch.Tensor:
+    return x.contiguous().flatten().view(torch.uint8)
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """Part of the operators for one slice of the batch; ``rows`` None: for all of it."""
+
+    label: str
+    call: Callable[[list[Any]], None]
+    rows: slice | None
+    batch: int
+    first: bool
+    last: bool
+
+    def __call__(self, state: _State) -> None:
+        with torch.no_grad():
+            if self.first:
+                state.take(self.rows)
+            self.call(state.values)
+            if self.last:
+                state.put(self.rows, self.batch)
+
+
+def _steps(body: Body, rows: int, batch: int) -> list[_Step]:
+    slices = [slice(i, i + rows) for i in range(0, batch, rows)] if rows else [None]
+    last = len(body.calls) - 1
+    return [
+        _Step(label, call, one, batch, number == 0, number == last)
+        for one in slices
+        for number, (label, call) in enumerate(zip(body.labels, body.calls, strict=True))
+    ]
+
+
+class _State:
+    """What a request has computed so far; its outputs are arrays if all of its inputs are."""
+
+    __slots__ = ("_arrays", "_formats", "_inputs", "_outputs", "values")
+
+    def __init__(self, given: Sequence[Any], formats: Sequence[torch.memory_format]) -> None:
+        self._arrays = not any(isinstance(x, torch.Tensor) for x in given)
+        self._formats = formats
+        self._inputs = given
+        self._outputs: list[torch.Tensor] = []
+        self.values: list[Any] = []
+
+    def take(self, rows: slice | None) -> None:
+        """Begin with these rows of the inputs."""
+        taken = self._inputs if rows is None else [x[rows] for x in self._inputs]
+        self.values = [
+            _tensor(x).contiguous(memory_format=format) for x, format in zip(taken, self._formats, strict=True)
+        ]
+
+    def put(self, rows: slice | None, batch: int) -> None:
+        """Keep the outputs of these rows."""
+        found, self.values = self.values, []
+        if rows is None:
+            self._outputs = found
+            return
+        if not self._outputs:
+            self._outputs = [torch.empty((batch, *t.shape[1:]), dtype=t.dtype) for t in found]
+        for whole, part in zip(self._outputs, found, strict=True):
+            whole[rows] = part
+
+    def end(self) -> tuple[Any, ...]:
+        """The outputs."""
+        return tuple(map(_array, self._outputs)) if self._arrays else tuple(self._outputs)
+
+
+def _structure(result: Any) -> Callable[[Sequence[Any]], Any]:
+    """What puts outputs back into what the module gave."""
+    leaves, spec = pytree.tree_flatten(result)
+
+    def whole(outputs: Sequence[Any]) -> Any:
+        left = iter(outputs)
+        return pytree.tree_unflatten([next(left) if isinstance(x, torch.Tensor) else x for x in leaves], spec)
+
+    return whole
+
+
+def _format(x: torch.Tensor) -> torch.memory_format:
+    """How an input lies in memory."""
+    for format in (torch.contiguous_format, torch.channels_last, torch.channels_last_3d):
+        if x.dim() == {torch.channels_last: 4, torch.channels_last_3d: 5}.get(format, x.dim()) and x.is_contiguous(
+            memory_format=format
+        ):
+            return format
+    return torch.contiguous_format
+
+
+def _tensor(x: Any) -> torch.Tensor:
+    """An array as a tensor, in the same memory where that may be written to."""
+    if isinstance(x, torch.Tensor):
+        return x
+    array = np.ascontiguousarray(x)
+    if array.dtype.name == "bfloat16":
+        return _tensor(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
+def _array(x: torch.Tensor) -> np.ndarray[Any, Any]:
+    """A tensor as an array."""
+    if x.dtype is not torch.bfloat16:
+        return x.numpy(force=True)
+    try:
+        import ml_dtypes
+    except ImportError as error:
+        raise ModelError("arrays of bfloat16 need ml_dtypes: pip install ml_dtypes, or give tensors") from error
+    return _array(x.detach().contiguous().view(torch.int16)).view(ml_dtypes.bfloat16)
+
+
+def _use(threads: int) -> None:
+    """Let the operators of this thread take so many threads."""
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def _threads(threads: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    _use(threads or before)
+    try:
+        yield
+    finally:
+        _use(before)
