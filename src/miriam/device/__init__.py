@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from miriam.errors import DeviceError
 
@@ -20,7 +21,7 @@ class Found:
     title
         What it is.
     sms
-        Its streaming multiprocessors, or None where they are not known.
+        Its streaming multiprocessors, or None where they are not known or it has none.
     unusable
         Why it cannot be used here, and what to do about it; empty if it can.
     notes
@@ -35,7 +36,7 @@ class Found:
 
 
 def devices() -> tuple[Found, ...]:
-    """Every simulated GPU, then every real one; one entry says why if there is none. Never fails."""
+    """Every simulated GPU, the host, and every real GPU; one entry says why if there is none. Never fails."""
     from miriam.device.sim import spec
 
     origin = {True: "from measurements of that GPU", False: f"scaled from measurements of {spec.MEASURED.name}"}
@@ -43,7 +44,22 @@ def devices() -> tuple[Found, ...]:
         Found(f"{spec.PREFIX}{s.name}", f"model, {origin[s.measured]}", s.geometry.sms, notes=s.notes)
         for s in spec.KNOWN.values()
     ]
-    return (*models, *_gpus())
+    return (*models, _host(), *_gpus())
+
+
+def _host() -> Found:
+    import platform
+
+    from miriam.device.cpu import cores
+
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    processor = next(names, "") or platform.processor() or platform.machine()
+    note = "computes modules and functions as they are, and no programs that were compiled for a GPU"
+    return Found("cpu", f"{processor}, cores: {cores()}", None, notes=(note,))
 
 
 def _gpus() -> list[Found]:
