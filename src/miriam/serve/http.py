@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import orjson
@@ -141,7 +142,7 @@ class Http:
         routes += [_Route(path, _answering(value), methods=["GET"]) for path, value in get.items()]
         for at in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
             routes += [
-                _Route(at + path, _answering(lambda request, value=value: value(*_model(request))), methods=["GET"])
+                _Route(at + path, _answering(partial(_of_model, value)), methods=["GET"])
                 for path, value in of_model.items()
             ]
         return [
@@ -248,6 +249,10 @@ def _answering(value: Callable[[Request], Any]) -> Answer:
         return _json(value(request))
 
     return answer
+
+
+def _of_model(value: Callable[[str, str], Any], request: Request) -> Any:
+    return value(*_model(request))
 
 
 def _model(request: Request) -> tuple[str, str]:

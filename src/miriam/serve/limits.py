@@ -79,7 +79,7 @@ async def read_body(
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise ServiceError(Status.UNAVAILABLE, "the client has gone")
+            raise _gone()
         piece = message.get("body", b"")
         if len(body) - lead + len(piece) > limits.body_bytes:
             raise _too_long(limits)
@@ -87,6 +87,10 @@ async def read_body(
         body += piece
         if not message.get("more_body", False):
             return body
+
+
+def _gone() -> ServiceError:
+    return ServiceError(Status.UNAVAILABLE, "the client has gone")
 
 
 def _too_long(limits: Limits) -> ServiceError:
@@ -97,7 +101,13 @@ def _too_long(limits: Limits) -> ServiceError:
 
 @contextmanager
 def while_connected(scope: MutableMapping[str, Any]) -> Iterator[None]:
-    """Break the block off with `asyncio.CancelledError` as soon as the client has gone."""
+    """Break the block off as soon as the client has gone.
+
+    Raises
+    ------
+    ServiceError
+        It has; nobody will read that.
+    """
     connection = scope.get("extensions", {}).get("miriam", {}).get("connection")
     task = asyncio.current_task()
     if connection is None or task is None:
@@ -106,6 +116,11 @@ def while_connected(scope: MutableMapping[str, Any]) -> Iterator[None]:
     connection.waiting.add(task)
     try:
         yield
+    except asyncio.CancelledError:
+        if not connection.lost:
+            raise
+        task.uncancel()
+        raise _gone() from None
     finally:
         connection.waiting.discard(task)
 
@@ -120,12 +135,15 @@ class GuardedProtocol(HttpToolsProtocol):
     ----------
     waiting
         Tasks to cancel when the client has gone.
+    lost
+        Whether it has.
     """
 
     def __init__(self, limits: Limits, **others: Any) -> None:
         super().__init__(**others)
         self.limits = limits
         self.waiting: set[asyncio.Task[Any]] = set()
+        self.lost = False
         self._receiving: asyncio.TimerHandle | None = None
         self._sending: asyncio.TimerHandle | None = None
         self._raw_bytes = 0  # of the message at hand, framing included
@@ -148,6 +166,7 @@ class GuardedProtocol(HttpToolsProtocol):
             if timer is not None:
                 timer.cancel()
         super().connection_lost(exc)
+        self.lost = True
         for task in self.waiting:
             task.cancel()
 

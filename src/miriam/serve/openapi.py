@@ -37,7 +37,8 @@ def document(limits: Limits) -> dict[str, Any]:
         "/v2/repository/index": {
             "get": _operation("All models and their states.", _array(_ref("Model"))),
             "post": _operation(
-                "All models and their states.", _array(_ref("Model")), 400, 413, body=_properties(ready={"type": "boolean"})
+                "All models and their states.", _array(_ref("Model")), 400, 413,
+                body=_properties(ready={"type": "boolean"}),
             ),
         },
         "/v2/repository/models/{model}/load": _with(

@@ -7,10 +7,13 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from threading import Thread
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import ml_dtypes
 import numpy as np
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
     from miriam.runtime import Loaded, Runtime
 
 __all__ = ["Entry", "Repository", "State"]
+
+_T = TypeVar("_T")
 
 
 class State(StrEnum):
@@ -126,7 +131,7 @@ class Repository(Mapping[str, Entry]):
             The configuration has no such model, is wrong, or the model cannot be loaded.
         """
         try:
-            config = await asyncio.to_thread(self._reread)
+            config = await _in_thread(self._reread)
         except ConfigError as error:
             raise ServiceError(Status.INVALID, str(error)) from error
         if name not in config.models:
@@ -157,10 +162,10 @@ class Repository(Mapping[str, Entry]):
         entry.reason = ""
         try:
             # What can go wrong with a file goes wrong here, while the one that is loaded still serves.
-            model, example = await asyncio.to_thread(_made, entry.config)
+            model, example = await _in_thread(_made, entry.config)
             await self._unload(entry)
             entry.state = State.LOADING
-            entry.loaded = await asyncio.to_thread(self._put, entry, model, example)
+            entry.loaded = await _in_thread(self._put, entry, model, example)
         except Exception as error:  # a factory may raise anything
             why = str(error) if isinstance(error, MiriamError) else f"{type(error).__name__}: {error}"
             if entry.loaded is None:
@@ -180,8 +185,26 @@ class Repository(Mapping[str, Entry]):
         if entry.loaded is None:
             return
         entry.state = State.UNLOADING
-        await asyncio.to_thread(self.runtime.unload, entry.name)
+        await _in_thread(self.runtime.unload, entry.name)
         entry.loaded, entry.state = None, State.UNAVAILABLE
+
+
+async def _in_thread(function: Callable[..., _T], *arguments: Any) -> _T:
+    """Call a function that may take minutes in a thread that nobody waits for when the server ends."""
+    loop, done = asyncio.get_running_loop(), asyncio.Event()
+    result: Future[_T] = Future()
+
+    def call() -> None:
+        try:
+            result.set_result(function(*arguments))
+        except BaseException as error:
+            result.set_exception(error)
+        with suppress(RuntimeError):  # the loop may be closed by now
+            loop.call_soon_threadsafe(done.set)
+
+    Thread(target=call, name=f"miriam-{function.__name__}", daemon=True).start()
+    await done.wait()
+    return result.result()
 
 
 def _entry(name: str, model: ModelConfig, config: ServerConfig) -> Entry:
