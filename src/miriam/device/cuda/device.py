@@ -25,16 +25,17 @@ from miriam.device.base import (
     check_limit,
 )
 from miriam.device.cuda.bound import Bound
-from miriam.device.cuda.clock import Clock
+from miriam.device.cuda.clock import Clock, HostClock
 from miriam.device.cuda.dispatch import Dispatcher
 from miriam.device.cuda.instance import Instance
 from miriam.device.cuda.lane import WORDS, CudaLane
 from miriam.device.cuda.limits import Limits
 from miriam.device.cuda.place import Place, parse
 from miriam.device.cuda.profiler import launch_times_us, short_name
+from miriam.device.cuda.transfer import Staged
 from miriam.device.cuda.work import Codes, Work
-from miriam.elastic.dealing import share_sizes
-from miriam.errors import DeviceError
+from miriam.device.cuda.works import Works
+from miriam.errors import DeviceError, InputError
 from miriam.profile import ProfileSource, launch_key
 from miriam.program import Program
 from miriam.task import Request, Task
@@ -52,6 +53,9 @@ class CudaDevice:
     clock of the device stands still meanwhile, and while nobody asks for events. The host polls: arrivals
     by the clock, ends by words in its own memory that kernels write.
 
+    The inputs of a request are copied in its lane, in front of its first run, and the outputs behind its last
+    one, which counts as finished when they are there. Requests without inputs run on what is there.
+
     Parameters
     ----------
     name
@@ -65,12 +69,16 @@ class CudaDevice:
     bound
         Programs that are there already, such as live modules of PyTorch: tasks of these programs use their
         memory and run their graphs. They are closed by their owner, after the device. Not compared.
+    clock
+        Of the device; by default one of its own.
 
     Raises
     ------
     DeviceError
         There is no such GPU, or it cannot be split like this.
     """
+
+    _goes_on = False  # for as long as the process does: garbage is collected, other threads run
 
     def __init__(
         self,
@@ -80,13 +88,12 @@ class CudaDevice:
         codes: Codes | None = None,
         verify: bool = False,
         bound: Iterable[Bound] = (),
+        clock: Clock | HostClock | None = None,
     ) -> None:
         ordinal, sms = parse(name)
         self.name = name
         self.command_us = _COMMAND_US
         self._profiles = profiles
-        self._verify = verify
-        self._bound = {id(one.program): one for one in bound}
         with ExitStack() as made:
             self._codes = codes or Codes(ordinal)
             if codes is None:
@@ -107,15 +114,17 @@ class CudaDevice:
                     "the memory bandwidth of the whole GPU",
                 )
             self.geometry: Geometry = self._place.geometry
+            self._works = Works(self._codes, self._model, profiles, verify=verify, bound=bound)
+            made.callback(self._works.close)
             self._made = made.pop_all()  # closed backwards
         self._lanes: list[CudaLane] = []
-        self._works: dict[tuple[str, Place], Work] = {}
+        self._staged: dict[Request, Staged] = {}
         self._due: list[tuple[float, int, Request | None]] = []
         self._count = itertools.count()
         self._left: dict[Request, int] = {}
         self._flying = 0
         self._told: deque[Event] = deque()
-        self._clock = Clock()
+        self._clock: Clock | HostClock = clock or Clock()
         self._busy_us = self._busy_since_us = 0.0
         self._blocks = 0
         self._spans: list[Span] = []
@@ -148,11 +157,12 @@ class CudaDevice:
             self._made.callback(self._lanes[-1].close)
         self._place.activate()
         self._dispatcher = Dispatcher(
-            self._place, self._lanes, self._limits, self._work, self._standing_still, self._say
+            self._place, self._lanes, self._limits, self._staged, self._work, self._standing_still, self._say
         )
+        self._made.callback(self._works.close)  # sooner than lanes
 
     def offer(self, request: Request) -> None:
-        """Let ``request`` arrive at its ``arrival_us``."""
+        """Let ``request`` arrive at its ``arrival_us``, or at once if that has passed. From any thread."""
         heapq.heappush(self._due, (request.arrival_us, next(self._count), request))
 
     def wake(self, time_us: float) -> None:
@@ -172,7 +182,7 @@ class CudaDevice:
         with (
             closing(self._place.stream()) as stream,
             closing(
-                Instance(self._codes.gpu, program, self._codes.plain(program), bound=self._bound.get(id(program)))
+                Instance(self._codes.gpu, program, self._codes.plain(program), bound=self._works.bound(program))
             ) as instance,
         ):
             instance.fill()
@@ -199,7 +209,10 @@ class CudaDevice:
             return
         lane, request = self._lanes[command.lane], command.request
         if request not in self._left:
-            self._left[request] = self._work(request.task, lane).blocks[-1]
+            work = self._work(request.task, lane)
+            if request.inputs is not None and not self._stage(command, work):
+                return
+            self._left[request] = work.blocks[-1]
         if not lane.flying:
             lane.since_us = self._clock.now_us
             if not self._flying:
@@ -222,10 +235,12 @@ class CudaDevice:
         if not self._lanes:
             raise DeviceError(f"{self.name} has not been opened: call open() with the policy's lanes first")
         words, due, told = self._host.words, self._due, self._told
+        self._place.activate()
         lanes = sorted(self._lanes, key=lambda lane: -lane.lane.priority)
         look_us = 0.0
         collecting = gc.isenabled()
-        gc.disable()  # a collection takes as long as a critical request
+        if not self._goes_on:
+            gc.disable()  # a collection takes as long as a critical request
         try:
             with self._clock.running():
                 while self._open and (now_us := self._clock.now_us) < until_us:
@@ -242,9 +257,14 @@ class CudaDevice:
                     elif now_us > look_us:
                         look_us = now_us + _HUNG_US / 10
                         self._look(now_us)
+                    elif self._goes_on:
+                        self._idle(now_us)
         finally:
             if collecting:
                 gc.enable()
+
+    def _idle(self, now_us: float) -> None:
+        """Pass the time until something happens, or for a moment."""
 
     def _hear(self, lane: CudaLane, now_us: float) -> None:
         """Book what has ended on a lane."""
@@ -260,8 +280,14 @@ class CudaDevice:
                 lane.passing.settle(lane)
             lane.passing = None
             self._limits.hold(self._limits.of(lane.flying[0].limits), -1)
+            if (staged := self._staged.get(lane.flying[0].request)) is not None:
+                self._dispatcher.fetch(lane, lane.flying[0], staged)
         lane.ended += ends
         while lane.ended and not self._follows(lane.flying[0]):
+            if lane.fetching and lane.flying[0] in lane.fetching:
+                if lane.ended == 1:
+                    break  # its outputs are under way
+                lane.ended -= 1
             run = lane.flying.popleft()
             lane.ended -= 1
             lane.begun -= 1
@@ -273,6 +299,22 @@ class CudaDevice:
         for other in self._lanes:
             if other.begun < len(other.flying):
                 self._dispatcher.begin(other)
+
+    def _stage(self, run: Run, work: Work) -> bool:
+        """Have the inputs of a request ready; whether they are such that it can run."""
+        request = run.request
+        if run.blocks is not None:
+            raise DeviceError(f"a shard of {request.task.name}: a request that brings inputs runs in whole launches")
+        if request.error is not None:  # has been told
+            return False
+        inputs = request.inputs or ()
+        try:
+            self._staged[request] = inputs if isinstance(inputs, Staged) else work.transfer.stage(inputs)
+        except InputError as error:
+            request.error, request.finish_us = error, self._clock.now_us
+            self._told.append(Event(EventKind.FINISHED, request.finish_us, request, run))
+            return False
+        return True
 
     def _follows(self, run: Run) -> bool:
         """Whether a run that has ended comes after one whose end is still to be told, first."""
@@ -290,6 +332,8 @@ class CudaDevice:
         if not self._left[request]:
             request.finish_us = now_us
             del self._left[request]
+            if request.inputs is not None:
+                request.outputs = self._staged.pop(request).done()
         lane.forget(run)
         self._limits.rest(lane)
         self._limits.strike(run.limits)
@@ -326,7 +370,7 @@ class CudaDevice:
         """
         self._drain()
         found: dict[str, tuple[int, int]] = {}
-        for (task, _), work in self._works.items():
+        for task, work in self._works:
             if work.check is not None:
                 pair = work.check.found
                 before = found.get(task, (0, 0))
@@ -368,30 +412,11 @@ class CudaDevice:
 
     def _work(self, task: Task, lane: CudaLane) -> Work:
         """The task in the place of a lane."""
-        key = (task.name, lane.place)
-        if key not in self._works:
-            self._check_alone(task)
+        work = self._works.find(task, lane.place)
+        if work is None:
             with self._standing_still():
-                sizes = share_sizes(task.program, self._profiles, self._model, lane.place.sms)
-                seed = len(self._works)
-                bound = self._bound.get(id(task.program))
-                verify = self._verify and bound is None
-                work = Work(self._codes, lane.place, task.program, sizes, seed=seed, verify=verify, bound=bound)
-                self._made.callback(work.close)
-                self._works[key] = work
-        work = self._works[key]
-        if work.program is not task.program:
-            raise DeviceError(f"two tasks have the name {task.name!r}: give each a name of its own")
+                work = self._works.make(task, lane.place)
         return work
-
-    def _check_alone(self, task: Task) -> None:
-        """Refuse a task that would run in the memory of another one."""
-        for (name, _), work in self._works.items():
-            if name != task.name and work.program is task.program and id(task.program) in self._bound:
-                raise DeviceError(
-                    f"{task.name} and {name} are one live program, {task.program.name}, in whose memory one inference "
-                    "at a time has room: make one for each task"
-                )
 
     @contextmanager
     def _standing_still(self) -> Iterator[None]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 
 from miriam.device.base import Run
 from miriam.device.cuda.lane import CudaLane
 from miriam.device.cuda.limits import Limits
 from miriam.device.cuda.place import Place
+from miriam.device.cuda.transfer import Staged
 from miriam.device.cuda.work import Plan, Work
 from miriam.elastic.state import ALL
 from miriam.errors import DeviceError
-from miriam.task import Task
+from miriam.task import Request, Task
 
 __all__ = ["Dispatcher"]
 
@@ -26,6 +27,8 @@ class Dispatcher:
         Of the device.
     lanes, limits
         All lanes, and what holds them down.
+    staged
+        Inputs and outputs of requests that have some.
     work
         Gives a task in the place of a lane.
     aside
@@ -35,12 +38,14 @@ class Dispatcher:
     """
 
     def __init__(
-        self, place: Place, lanes: Sequence[CudaLane], limits: Limits, work: Callable[[Task, CudaLane], Work],
-        aside: Callable[[], AbstractContextManager[None]], say: Callable[[str], None],
+        self, place: Place, lanes: Sequence[CudaLane], limits: Limits, staged: Mapping[Request, Staged],
+        work: Callable[[Task, CudaLane], Work], aside: Callable[[], AbstractContextManager[None]],
+        say: Callable[[str], None],
     ) -> None:  # fmt: skip
         self._place = place
         self._lanes = lanes
         self._limits = limits
+        self._staged = staged
         self._work = work
         self._aside = aside
         self._say = say
@@ -55,6 +60,10 @@ class Dispatcher:
             if (in_passes and lane.begun) or not self._follow(lane, run):
                 return
             lane.begun += 1
+            staged = self._staged.get(run.request) if self._staged else None
+            if staged is not None and not run.first:
+                work.feed(lane, staged)
+                self._place.activate()
             if run.blocks is not None:
                 with self._aside():
                     work.shard(lane, run.first, run.blocks, run.threads)
@@ -75,6 +84,15 @@ class Dispatcher:
                 self.go_on(lane)
             else:
                 self._launch(work, lane, run, narrow)
+                if staged is not None:
+                    self.fetch(lane, run, staged)
+
+    def fetch(self, lane: CudaLane, run: Run, staged: Staged) -> None:
+        """Enqueue the outputs of a request behind a run that has been enqueued, if it is the last of it."""
+        if run.launches.stop == len(run.request.task.program.launches):
+            self._work(run.request.task, lane).fetch(lane, staged)
+            self._place.activate()
+            lane.fetching.add(run)
 
     def _follow(self, lane: CudaLane, run: Run) -> bool:
         """Let a lane wait for the runs that ``run`` comes after; gives False if one of them is not enqueued whole."""

@@ -17,12 +17,14 @@ import numpy as np
 
 from miriam.errors import DeviceError
 
-__all__ = ["CPU", "CUDA", "View", "viewed"]
+__all__ = ["CPU", "CUDA", "HOSTS", "View", "viewed"]
 
 CPU, CUDA = 1, 2
 """Kinds of devices, as DLPack numbers them."""
 
-_HOST = (CPU, 3)  # page-locked memory, too
+HOSTS = (CPU, 3)
+"""Kinds of memory of the host: page-locked memory, too."""
+
 _GPU = (CUDA, 13)  # managed memory, too
 _CODES = {"int": 0, "uint": 1, "float": 2, "bfloat": 4, "complex": 5, "bool": 6}
 _CAPSULE = b"dltensor"
@@ -153,15 +155,15 @@ def viewed(thing: Any, stream: int, ordinal: int) -> tuple[View, object, int | N
     if hasattr(thing, "__dlpack__"):
         try:
             kind, number = (int(part) for part in thing.__dlpack_device__())
-            if kind not in (*_HOST, *_GPU):
+            if kind not in (*HOSTS, *_GPU):
                 raise DeviceError(
                     f"a tensor on a device of kind {kind} (as DLPack counts): move it to the GPU or the host"
                 )
-            capsule = thing.__dlpack__() if kind in _HOST else thing.__dlpack__(stream=stream)
+            capsule = thing.__dlpack__() if kind in HOSTS else thing.__dlpack__(stream=stream)
         except (BufferError, ValueError) as error:  # read-only, of another byte order, with a gradient, nowhere
             what = type(thing).__name__
             raise DeviceError(f"this {what} cannot be handed over ({error}): give a plain copy of it") from error
-        return _opened(capsule, (CPU if kind in _HOST else CUDA, number)), capsule, None
+        return _opened(capsule, (CPU if kind in HOSTS else CUDA, number)), capsule, None
     facts = getattr(thing, "__cuda_array_interface__", None)
     if facts is None:
         what = type(thing).__name__

@@ -54,6 +54,8 @@ class CudaLane:
         What the GPU knows as the limit while nobody holds the lane.
     heard, ended
         Number of run ends that the host knows of; how many of them it has not told yet.
+    fetching
+        Runs in flight behind which outputs are copied, so that each ends twice.
     seen, seen_us
         That number when the host last looked for signs of life, and when it last found one or expected none.
     since_us
@@ -74,6 +76,7 @@ class CudaLane:
         self.held: list[int] = []
         self.padded, self.idle, self.idle_told = 0, ALL, ALL
         self.blunt: set[Run] = set()
+        self.fetching: set[Run] = set()
         self.heard = self.seen = self.ended = 0
         self.seen_us = 0.0
         self.since_us = 0.0
@@ -129,6 +132,7 @@ class CudaLane:
     def forget(self, run: Run) -> None:
         """``run`` is over."""
         self.blunt.discard(run)
+        self.fetching.discard(run)
         if run in self._marks:
             self._events.append(self._marks.pop(run))
 

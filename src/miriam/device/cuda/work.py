@@ -17,6 +17,7 @@ from miriam.device.cuda.instance import Code, Instance
 from miriam.device.cuda.lane import CudaLane
 from miriam.device.cuda.place import Place
 from miriam.device.cuda.shards import ShardCode
+from miriam.device.cuda.transfer import Staged, Transfer
 from miriam.device.cuda.warm import Warmer
 from miriam.elastic.rewrite import Form
 from miriam.errors import DeviceError
@@ -62,6 +63,16 @@ class Codes:
         if key not in self._shards:
             self._shards[key] = ShardCode(program, thinner=thinner)
         return self._shards[key]
+
+    def drop(self, program: Program) -> None:
+        """Unload what no task needs any more."""
+        digest = program.digest
+        for plain in (self._plain.pop(digest, None), self._elastic.pop(digest, None)):
+            if plain is not None:
+                plain.close()
+        for thinner in (False, True):
+            if (shards := self._shards.pop((digest, thinner), None)) is not None:
+                shards.close()
 
     def forget(self, partition: Partition) -> None:
         """A partition is about to be closed, and what was loaded for it goes with it."""
@@ -159,6 +170,31 @@ class Work:
                     self.check = Check(codes.gpu, codes.control, self.instance, stream, seed)
                 made.callback(self.check.close)
             self._made = made.pop_all()  # closed backwards
+
+    @cached_property
+    def transfer(self) -> Transfer:
+        """The way of inputs and outputs."""
+        transfer = Transfer(self._codes.gpu, self.program)
+        self._made.callback(transfer.close)
+        return transfer
+
+    def load(self, *, warm: bool) -> None:
+        """Make now whatever takes long and needs no lane; ``warm``: other lanes will be limited by its runs, too."""
+        self.transfer.ready()
+        self._elastic_instance()
+        if warm:
+            self._warmed()
+
+    def feed(self, lane: CudaLane, staged: Staged) -> None:
+        """Enqueue the inputs of a request."""
+        lane.place.activate()
+        staged.feed(self.instance, lane.stream)
+
+    def fetch(self, lane: CudaLane, staged: Staged) -> None:
+        """Enqueue its outputs, and tell the host when they are there, too."""
+        lane.place.activate()
+        staged.fetch(self.instance, lane.stream)
+        self._codes.control.notify(lane.stream, 0, lane.counter, lane.words)
 
     def original(self, lane: CudaLane, launches: range, holds: Holds, *, hold: bool) -> Graph:
         """Whole launches as they are, while limits hold; without ``hold`` somebody else sees to the beginning."""
@@ -293,14 +329,19 @@ class Work:
 
     def _elastic_lane(self, lane: CudaLane) -> tuple[ElasticInstance, ElasticLane]:
         self._place.activate()
+        elastic = self._elastic_instance()
+        if lane not in self._lanes:
+            self._lanes[lane] = elastic.lane(sms=self._place.sms, record=lane.record)
+            self._made.callback(self._lanes[lane].close)
+        return elastic, self._lanes[lane]
+
+    def _elastic_instance(self) -> ElasticInstance:
         if self._elastic is None:
+            self._place.activate()
             code = self._codes.elastic(self.program)
             self._elastic = ElasticInstance(self._codes.gpu, self.instance, code, self._each)
             self._made.callback(self._elastic.close)
-        if lane not in self._lanes:
-            self._lanes[lane] = self._elastic.lane(sms=self._place.sms, record=lane.record)
-            self._made.callback(self._lanes[lane].close)
-        return self._elastic, self._lanes[lane]
+        return self._elastic
 
     def _warmed(self) -> Warmer | None:
         """What brings the weights into the L2; None where there are none."""
