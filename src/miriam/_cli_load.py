@@ -139,9 +139,8 @@ def load(
       miriam load load.yaml --duration 30 --out report
       miriam load http://127.0.0.1:8000 --model detector --uniform 30 --deadline 20 --verify
     """
-    from miriam import bench
     from miriam import load as library
-    from miriam.bench.tasks import print_tasks
+    from miriam.bench.table import print_table, print_tasks
 
     own = {
         "duration_s": duration, "warm_up_s": warm_up, "repeats": repeats, "seed": seed, "solo": solo,
@@ -154,7 +153,7 @@ def load(
     if as_json:
         print_json(results.to_json())
     else:
-        bench.print_table(results)
+        print_table(results)
         print_tasks(results)
         for line in _own_words(results):
             typer.echo(line)

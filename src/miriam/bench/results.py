@@ -20,10 +20,12 @@ from miriam.bench.timeline import Timeline
 from miriam.bench.workload import Entry, Workload
 from miriam.errors import WorkloadError
 
-__all__ = ["ALONE", "BASELINE", "FORMAT_VERSION", "Made", "Point", "Results", "Step", "label", "schema"]
+__all__ = ["ALONE", "BASELINE", "FORMAT_VERSION", "LOAD", "Made", "Point", "Results", "Step", "label", "schema"]
 
 FORMAT_VERSION = 2
 _FORMAT = "miriam.results"
+LOAD = "load"
+"""The suite of requests to a server."""
 BASELINE = "sequential"
 """The policy whose overall throughput the others are compared with."""
 ALONE = "multistream"
@@ -203,6 +205,11 @@ class Results:
     workloads: tuple[Workload, ...]
     programs: Mapping[str, tuple[Step, ...]]
     points: tuple[Point, ...]
+
+    @property
+    def served(self) -> bool:
+        """Whether it is of requests to a server: what its device did is not known then."""
+        return self.suite == LOAD
 
     def point(self, workload: str, policy: str, repeat: int = 0) -> Point | None:
         """The run of a workload under a policy."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
+from miriam.bench.arrivals import Closed
+from miriam.bench.metrics import TaskMetrics
 from miriam.bench.results import ALONE, Point, Results
-from miriam.bench.workload import Workload
+from miriam.bench.workload import Entry, Workload
 
-__all__ = ["Spread", "Summary", "summaries"]
+__all__ = ["Spread", "Summary", "TaskRow", "summaries", "task_rows"]
 
 _FEW = 100  # with fewer requests p99 is the largest latency
 
@@ -131,4 +134,72 @@ def _summary(label: str, points: Sequence[Point], normal: Spread | None) -> Summ
         overall_vs_sequential=median(lambda p: p.overall_vs_sequential),
         missed=sum(missed) if missed else None,
         occupancy=median(lambda p: p.occupancy),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRow:
+    """A task alone or under a policy; medians over the turns where nothing else is said.
+
+    Attributes
+    ----------
+    entry
+        Which task.
+    label, alone
+        ``alone`` or the policy.
+    per_s, p50_us, p99_us, slowdown
+        Throughput, response time, and its p99 against alone; None where nothing finished or was measured.
+    missed, failed
+        Deadline misses and failed requests by reason, of all turns.
+    behind
+        Whether in some turn p99 is better than it looks. Requests of a loop that are under way at its end
+        do not count: they always are.
+    """
+
+    entry: Entry
+    label: str
+    alone: bool
+    per_s: float
+    p50_us: float | None
+    p99_us: float | None
+    slowdown: float | None
+    missed: int | None
+    failed: Mapping[str, int]
+    behind: bool
+
+
+def task_rows(results: Results, workload: Workload) -> tuple[TaskRow, ...]:
+    """For each task of a workload: a row alone, where it was, and one for each policy."""
+    rows = []
+    for entry in workload.entries:
+        runs: dict[tuple[str, bool], list[TaskMetrics]] = {}
+        for point in results.points:
+            if point.workload == workload.name and point.alone in (None, entry.name):
+                own = [task for task in point.tasks if task.name == entry.name]
+                runs.setdefault(("alone" if point.alone else point.policy, point.alone is not None), []).extend(own)
+        rows += [_row(entry, label, alone, tasks) for (label, alone), tasks in runs.items()]
+    return tuple(rows)
+
+
+def _row(entry: Entry, label: str, alone: bool, tasks: Sequence[TaskMetrics]) -> TaskRow:
+    def median(value: Callable[[TaskMetrics], float | None]) -> float | None:
+        found = Spread.of(map(value, tasks))
+        return None if found is None else found.median
+
+    depth = entry.arrivals.depth if isinstance(entry.arrivals, Closed) else 0
+    missed = [task.missed for task in tasks if task.missed is not None]
+    failed: Counter[str] = Counter()
+    for task in tasks:
+        failed.update(task.failed or {})
+    return TaskRow(
+        entry,
+        label,
+        alone,
+        per_s=median(lambda t: t.throughput_per_s) or 0.0,
+        p50_us=median(lambda t: t.response.p50_us if t.response else None),
+        p99_us=median(lambda t: t.response.p99_us if t.response else None),
+        slowdown=median(lambda t: t.slowdown.p99 if t.slowdown else None),
+        missed=sum(missed) if missed else None,
+        failed=failed,
+        behind=any(replace(t, unfinished=max(0, t.unfinished - depth)).behind for t in tasks),
     )

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 from miriam.bench.report.svg import rate_text, time_text
 from miriam.bench.results import Results
-from miriam.bench.summary import Spread, Summary, summaries
+from miriam.bench.summary import Spread, Summary, TaskRow, summaries, task_rows
+from miriam.bench.workload import Entry
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["print_table"]
+__all__ = ["print_table", "print_tasks"]
 
 _WIDTH = 110
 _NONE = "–"
@@ -132,3 +133,59 @@ def _legend(results: Results, rows: Sequence[Summary], columns: Sequence[_Column
         yield f"Inferences whose outputs were compared: {count:,}, wrong words: {wrong:,}."
     for note in results.notes:
         yield f"Note: {note}"
+
+
+_HEADS = ("", "requests", "", "/s", "p50", "p99", "p99 vs\nalone", "missed", "failed")
+
+
+def print_tasks(results: Results, console: Console | None = None) -> None:
+    """Print a table: the rows of every task.
+
+    Parameters
+    ----------
+    console
+        Where to; None: standard output.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = console or Console()
+    if not console.is_terminal:
+        console.width = max(console.width, _WIDTH)  # a file or a pipe has room
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for i, head in enumerate(_HEADS):
+        table.add_column(head, justify="left" if i < 3 else "right", no_wrap=i != 1)
+    rows = [row for workload in results.workloads for row in task_rows(results, workload)]
+    before: Entry | None = None
+    for row in rows:
+        first = row.entry is not before
+        if first and before is not None:
+            table.add_section()
+        before = row.entry
+        table.add_row(
+            _named(row.entry) if first else "", str(row.entry.arrivals) if first else "", row.label, *_cells(row),
+            style="dim" if row.alone else None,
+        )  # fmt: skip
+    console.print(table)
+    for row in rows:
+        for why, count in row.failed.items():
+            run = row.label if row.alone else f"({row.label})"
+            console.print(f"{row.entry.name} {run}: {count:,} requests failed: {why}.", highlight=False, markup=False)
+
+
+def _named(entry: Entry) -> str:
+    level = "critical" if entry.criticality == 1 else f"level {entry.criticality}"
+    return f"{entry.name} ({level})" if entry.critical else entry.name
+
+
+def _cells(row: TaskRow) -> tuple[str, ...]:
+    behind = "> " if row.behind else ""
+    return (
+        rate_text(row.per_s),
+        _NONE if row.p50_us is None else time_text(row.p50_us),
+        _NONE if row.p99_us is None else behind + time_text(row.p99_us),
+        _NONE if row.slowdown is None else f"{behind}{row.slowdown:.2f}×",
+        _NONE if row.missed is None else str(row.missed),
+        f"{sum(row.failed.values()):,}",
+    )

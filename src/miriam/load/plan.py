@@ -127,5 +127,5 @@ class Plan:
     def workload(self, criticality: Mapping[str, int | None]) -> Workload:
         """As it stands in a results document; ``criticality`` is what the server says, by caller."""
         entries = tuple(caller.entry(criticality.get(caller.name)) for caller in self.callers)
-        title = self.title or " beside ".join(f"{e.name} ({e.arrivals})" for e in entries)
+        title = self.title or " beside ".join(e.name for e in entries)
         return Workload("load", title, tuple(sorted(entries, key=lambda e: -e.criticality)))

@@ -12,7 +12,7 @@ from miriam.bench.asked import make_folder
 from miriam.bench.children import Call, Children, ending_in_order
 from miriam.bench.made import machine, versions
 from miriam.bench.relate import relate
-from miriam.bench.results import Made, Point, Results
+from miriam.bench.results import LOAD, Made, Point, Results
 from miriam.load.client import Phase, Record, live
 from miriam.load.measure import TOGETHER, notes, point
 from miriam.load.plan import Plan
@@ -75,7 +75,7 @@ def run(plan: Plan, out: str | os.PathLike[str] | None = None, *, progress: Prog
             machine=machine(),
             versions=versions(),
         ),
-        suite="load",
+        suite=LOAD,
         device=str(plan.server),
         simulated=False,
         notes=notes(points, [r for _, _, r in phases], end_us),

@@ -14,7 +14,7 @@ from miriam.bench.report.plane import Mark, plane_chart
 from miriam.bench.report.strip import Strip, strip
 from miriam.bench.report.svg import rate_text, time_text
 from miriam.bench.results import BASELINE, Point, Results, Step
-from miriam.bench.summary import Spread, Summary, summaries
+from miriam.bench.summary import Spread, Summary, summaries, task_rows
 from miriam.bench.trace import trace_json
 from miriam.bench.workload import Workload
 from miriam.errors import WorkloadError
@@ -26,7 +26,7 @@ _SPARE_STYLES = 5
 
 
 def write(results: Results, out: Path | str) -> Path:
-    """Write ``index.html``, ``results.json`` and ``trace.json`` into the folder ``out``.
+    """Write ``index.html``, ``results.json`` and, but for a server, ``trace.json`` into the folder ``out``.
 
     Returns
     -------
@@ -38,7 +38,8 @@ def write(results: Results, out: Path | str) -> Path:
         out.mkdir(parents=True, exist_ok=True)
         page = out / "index.html"
         page.write_text(render(results), "utf-8")
-        (out / "trace.json").write_text(json.dumps(trace_json(results), separators=(",", ":")), "utf-8")
+        if not results.served:
+            (out / "trace.json").write_text(json.dumps(trace_json(results), separators=(",", ":")), "utf-8")
     except OSError as error:
         raise WorkloadError(f"cannot write the report into {out}: {error.strerror or error}") from error
     results.save(out / "results.json")
@@ -159,6 +160,7 @@ def _section(results: Results, workload: Workload) -> dict[str, Any]:
         "most": max((r.overall_vs_sequential for r in rows if r.overall_vs_sequential), default=1.0),
         "stock": any(r.normal_vs_stock is not None for r in rows),
         "latency": _latency(rows, styles, f"Response times of the critical task, {name}"),
+        "each": task_rows(results, workload) if results.served else (),
         "plane": _plane(rows, styles, f"Throughput and slowdown of each policy, {name}"),
         "strips": strips,
         "reports": [(r.policy, r.points[0].report) for r in rows if not r.alone and r.points[0].report],
