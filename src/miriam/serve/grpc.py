@@ -1,28 +1,34 @@
-"""The Open Inference Protocol over gRPC, with Triton's extensions: the published messages, answered by a `Service`."""
+"""The Open Inference Protocol over gRPC, with Triton's extensions: the published calls, answered by a `Service`."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import grpc
 import grpc.aio
 from google.protobuf import json_format
 from tritonclient.grpc import service_pb2 as messages
-from tritonclient.grpc import service_pb2_grpc as stubs
+from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceServicer
 
 from miriam.errors import MiriamError
 from miriam.serve import triton
+from miriam.serve.aside import Aside
+from miriam.serve.auth import Guard
 from miriam.serve.config import Limits, Tls
 from miriam.serve.errors import ServiceError, Status
-from miriam.serve.service import InferCall, InferResult, Service
-from miriam.serve.tensors import Array, datatype_of, from_binary, from_values, to_binary
+from miriam.serve.limits import Memory
+from miriam.serve.messages import Asked, asked, parse, parse_bytes, response
+from miriam.serve.service import InferCall, Service
 
-__all__ = ["GrpcServer", "Servicer"]
+__all__ = ["GrpcServer"]
 
-_CALLS = 4096  # open at a time, of all connections; each model's queue has its own limit long before
+_CALLS = 4096  # open at a time, of all connections; the queue of each model has its own limit long before
 _STREAMED = 16  # requests of one stream that are computed at a time; the next one is not read before
+_SERVICE = messages.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+_OPEN = frozenset({f"/{_SERVICE.full_name}/{name}" for name in ("ServerLive", "ServerReady")})  # for probes
 
 _CODES = {
     Status.INVALID: grpc.StatusCode.INVALID_ARGUMENT,
@@ -37,98 +43,79 @@ _CODES = {
     Status.INTERNAL: grpc.StatusCode.INTERNAL,
 }
 
-_CONTENTS = {
-    "BOOL": "bool_contents",
-    "INT8": "int_contents",
-    "INT16": "int_contents",
-    "INT32": "int_contents",
-    "INT64": "int64_contents",
-    "UINT8": "uint_contents",
-    "UINT16": "uint_contents",
-    "UINT32": "uint_contents",
-    "UINT64": "uint64_contents",
-    "FP32": "fp32_contents",
-    "FP64": "fp64_contents",
-    "BYTES": "bytes_contents",
-}
-"""Where a datatype's values stand in ``InferTensorContents``; it has no place for those of 16-bit floats."""
-
 
 def _refused(why: str) -> Callable[..., Awaitable[Any]]:
-    async def method(self: Servicer, request: Any, context: Any) -> None:
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, why)
+    async def method(self: _Calls, request: Any, context: Any) -> None:
+        raise ServiceError(Status.UNSUPPORTED, why)
 
     return method
 
 
-class Servicer(stubs.GRPCInferenceServiceServicer):  # type: ignore[misc]
-    """Every call of ``inference.GRPCInferenceService``."""
+class _Calls(GRPCInferenceServiceServicer):  # type: ignore[misc]
+    """Every call of the service. A `ServiceError` that it raises becomes the code of the call."""
 
     def __init__(self, service: Service, limits: Limits) -> None:
         self._service = service
-        self._limits = limits
+        self._elements = limits.tensor_elements
+        self._memory = Memory(limits.total_bytes)
+        self._asides: dict[int, Aside] = {}
+
+    async def close(self) -> None:
+        for aside in self._asides.values():
+            await aside.close()
 
     # Health and metadata
 
-    async def ServerLive(self, request: Any, context: Any) -> Any:  # noqa: D102, N802
+    async def ServerLive(self, request: Any, context: Any) -> Any:  # noqa: N802
         return messages.ServerLiveResponse(live=self._service.live())
 
-    async def ServerReady(self, request: Any, context: Any) -> Any:  # noqa: D102, N802
+    async def ServerReady(self, request: Any, context: Any) -> Any:  # noqa: N802
         return messages.ServerReadyResponse(ready=self._service.ready())
 
-    async def ModelReady(self, request: Any, context: Any) -> Any:  # noqa: D102, N802
+    async def ModelReady(self, request: Any, context: Any) -> Any:  # noqa: N802
         try:
             ready = self._service.model_ready(request.name, request.version)
         except ServiceError:  # as Triton: what is not known is not ready
             ready = False
         return messages.ModelReadyResponse(ready=ready)
 
-    async def ServerMetadata(self, request: Any, context: Any) -> Any:  # noqa: D102, N802
+    async def ServerMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
         return messages.ServerMetadataResponse(**self._service.metadata())
 
-    async def ModelMetadata(self, request: Any, context: Any) -> Any:  # noqa: D102, N802
-        async with _codes(context):
-            return messages.ModelMetadataResponse(**self._service.metadata(request.name, request.version))
+    async def ModelMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return messages.ModelMetadataResponse(**self._service.metadata(request.name, request.version))
 
-    async def ModelConfig(self, request: Any, context: Any) -> Any:  # noqa: D102, N802
-        async with _codes(context):
-            config = self._service.config(request.name, request.version)
-            return json_format.ParseDict({"config": config}, messages.ModelConfigResponse())
+    async def ModelConfig(self, request: Any, context: Any) -> Any:  # noqa: N802
+        config = self._service.config(request.name, request.version)
+        return json_format.ParseDict({"config": config}, messages.ModelConfigResponse())
 
-    async def ModelStatistics(self, request: Any, context: Any) -> Any:  # noqa: D102, N802
-        async with _codes(context):
-            counted = triton.statistics(self._service.statistics(request.name or None, request.version))
-            return json_format.ParseDict(counted, messages.ModelStatisticsResponse())
+    async def ModelStatistics(self, request: Any, context: Any) -> Any:  # noqa: N802
+        counted = triton.statistics(self._service.statistics(request.name or None, request.version))
+        return json_format.ParseDict(counted, messages.ModelStatisticsResponse())
 
     # The repository
 
-    async def RepositoryIndex(self, request: Any, context: Any) -> Any:  # noqa: D102, N802
+    async def RepositoryIndex(self, request: Any, context: Any) -> Any:  # noqa: N802
         return messages.RepositoryIndexResponse(models=self._service.index(ready=request.ready))
 
-    async def RepositoryModelLoad(self, request: Any, context: Any) -> Any:  # noqa: D102, N802
-        async with _codes(context):
-            if request.parameters:
-                raise ServiceError(
-                    Status.UNSUPPORTED,
-                    "a model is loaded as the configuration file says: give no parameter",
-                )
-            await self._service.load(request.model_name)
-            return messages.RepositoryModelLoadResponse()
+    async def RepositoryModelLoad(self, request: Any, context: Any) -> Any:  # noqa: N802
+        if request.parameters:
+            raise ServiceError(
+                Status.UNSUPPORTED, "a model is loaded as the configuration file says: give no parameter"
+            )
+        await self._service.load(request.model_name)
+        return messages.RepositoryModelLoadResponse()
 
-    async def RepositoryModelUnload(self, request: Any, context: Any) -> Any:  # noqa: D102, N802
-        async with _codes(context):
-            await self._service.unload(request.model_name)
-            return messages.RepositoryModelUnloadResponse()
+    async def RepositoryModelUnload(self, request: Any, context: Any) -> Any:  # noqa: N802
+        await self._service.unload(request.model_name)
+        return messages.RepositoryModelUnloadResponse()
 
     # Inference
 
-    async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: D102, N802
-        try:
-            return await self._answer(request, context.time_remaining())
-        except ServiceError as error:
-            await context.abort(_CODES[error.status], str(error))
+    async def ModelInfer(self, request: Asked, context: Any) -> Any:  # noqa: N802
+        return await self._answer(request, context.time_remaining())
 
-    async def ModelStreamInfer(self, requests: AsyncIterator[Any], context: Any) -> None:  # noqa: N802
+    async def ModelStreamInfer(self, requests: AsyncIterator[Asked], context: Any) -> None:  # noqa: N802
         """Answer each request of a stream, in their order; several are computed at a time."""
         answers: asyncio.Queue[asyncio.Task[Any] | None] = asyncio.Queue(_STREAMED)
         async with asyncio.TaskGroup() as tasks:
@@ -142,78 +129,41 @@ class Servicer(stubs.GRPCInferenceServiceServicer):  # type: ignore[misc]
             while (answer := await answers.get()) is not None:
                 await context.write(await answer)
 
-    async def _streamed(self, request: Any, remaining_s: float | None) -> Any:
+    async def _streamed(self, request: Asked, remaining_s: float | None) -> Any:
         """The answer to a request of a stream; an error is one, too, and ends only that request."""
+        message = request.message
         try:
             answer = await self._answer(request, remaining_s)
         except ServiceError as error:
-            return messages.ModelStreamInferResponse(
-                error_message=str(error), infer_response={"model_name": request.model_name, "id": request.id}
-            )
-        if request.parameters["triton_enable_empty_final_response"].bool_param:
+            about = {"model_name": request.model, "id": message.id if message is not None else ""}
+            return messages.ModelStreamInferResponse(error_message=str(error), infer_response=about)
+        if message is not None and message.parameters["triton_enable_empty_final_response"].bool_param:
             answer.parameters["triton_final_response"].bool_param = True
         return messages.ModelStreamInferResponse(infer_response=answer)
 
-    async def _answer(self, request: Any, remaining_s: float | None) -> Any:
-        with self._service.admitted(request.model_name):
-            return _response(await self._service.infer(self._call(request, remaining_s)))
+    async def _answer(self, request: Asked, remaining_s: float | None) -> Any:
+        with self._service.admitted(request.model), self._memory.lent() as take:
+            take(len(request.data))
+            if request.message is not None:
+                call = parse(request.message, self._elements)
+            else:
+                call = await self._aside(request.model).call(parse_bytes, request.data, self._elements)
+            if remaining_s is not None:
+                call = replace(call, timeout_us=self._timeout_us(call, remaining_s))
+            return response(await self._service.infer(call))
 
-    def _call(self, request: Any, remaining_s: float | None) -> InferCall:
-        parameters = {}
-        for key, value in request.parameters.items():
-            choice = value.WhichOneof("parameter_choice")
-            parameters[key] = getattr(value, choice) if choice else None
-        if parameters.get("sequence_id"):
-            raise ServiceError(Status.UNSUPPORTED, "no model here keeps a state: leave sequence_id out")
-        wanted = [_wanted(output) for output in request.outputs]
-        return InferCall(
-            model=request.model_name,
-            inputs=self._inputs(request),
-            version=request.model_version,
-            id=request.id,
-            outputs=wanted or None,
-            priority=_whole(parameters, "priority"),
-            timeout_us=self._timeout_us(request.model_name, _whole(parameters, "timeout"), remaining_s),
-            parameters=parameters,
-        )
-
-    def _timeout_us(self, model: str, asked_us: int, remaining_s: float | None) -> int:
-        """Time that a request may wait: what it asks for or its model's own, but not beyond the client's deadline."""
-        if remaining_s is None:
-            return asked_us
+    def _aside(self, model: str) -> Aside:
+        """What reads for a model's level: none waits for what a lower one sent."""
         entry = self._service.repository.get(model)
+        return self._asides.setdefault(entry.config.criticality if entry is not None else 0, Aside())
+
+    def _timeout_us(self, call: InferCall, remaining_s: float) -> int:
+        """Time that a request may wait: what it asks for or its model's own, but not beyond the client's deadline."""
+        asked_us, remaining_us = call.timeout_us, max(int(remaining_s * 1e6), 1)
+        entry = self._service.repository.get(call.model)
         if not asked_us and entry is not None and entry.config.timeout_ms is not None:
             asked_us = int(entry.config.timeout_ms * 1e3)
-        remaining_us = max(int(remaining_s * 1e6), 1)
         return min(asked_us, remaining_us) if asked_us else remaining_us
-
-    def _inputs(self, request: Any) -> list[tuple[str, Array]]:
-        tensors, raw, limit = request.inputs, request.raw_input_contents, self._limits.tensor_elements
-        if not raw:
-            return [(t.name, self._typed(t)) for t in tensors]
-        if len(raw) != len(tensors):
-            raise ServiceError(
-                Status.INVALID,
-                f"{len(raw)} raw_input_contents for {len(tensors)} inputs: give one for each",
-            )
-        for tensor in tensors:
-            if tensor.parameters or tensor.HasField("contents"):
-                _refuse_beside_raw(tensor)
-        return [
-            (t.name, from_binary(t.name, t.datatype, tuple(t.shape), data, limit))
-            for t, data in zip(tensors, raw, strict=True)
-        ]
-
-    def _typed(self, tensor: Any) -> Array:
-        _refuse_shared(tensor)
-        field = _CONTENTS.get(tensor.datatype)
-        values: Sequence[Any] = list(getattr(tensor.contents, field)) if field else []
-        if not field and tensor.datatype in ("FP16", "BF16"):
-            raise ServiceError(
-                Status.INVALID,
-                f"tensor {tensor.name!r:.80}: {tensor.datatype} goes into raw_input_contents only",
-            )
-        return from_values(tensor.name, tensor.datatype, tuple(tensor.shape), values, self._limits.tensor_elements)
 
     # What is not here
 
@@ -223,61 +173,6 @@ class Servicer(stubs.GRPCInferenceServiceServicer):  # type: ignore[misc]
     CudaSharedMemoryStatus = CudaSharedMemoryRegister = CudaSharedMemoryUnregister = SystemSharedMemoryStatus
     TraceSetting = _refused("traces have no settings here: `miriam trace` shows those of the last requests")
     LogSettings = _refused("there are no log settings")
-
-
-class _codes:  # noqa: N801
-    """Within it, a `ServiceError` ends the call with its code."""
-
-    def __init__(self, context: Any) -> None:
-        self._context = context
-
-    async def __aenter__(self) -> None: ...
-
-    async def __aexit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, ServiceError):
-            await self._context.abort(_CODES[error.status], str(error))
-
-
-def _response(result: InferResult) -> Any:
-    response = messages.ModelInferResponse(model_name=result.model, model_version=result.version, id=result.id)
-    for name, array in result.outputs:
-        response.outputs.add(name=name, datatype=datatype_of(array.dtype), shape=array.shape)
-        response.raw_output_contents.append(to_binary(array).tobytes())
-    return response
-
-
-def _wanted(output: Any) -> str:
-    if output.parameters:
-        _refuse_shared(output)
-        if output.parameters["classification"].int64_param:
-            raise ServiceError(
-                Status.UNSUPPORTED,
-                f"output {output.name!r:.80}: leave classification out: no model has labels",
-            )
-    return str(output.name)
-
-
-def _refuse_beside_raw(tensor: Any) -> None:
-    _refuse_shared(tensor)
-    if tensor.HasField("contents"):
-        raise ServiceError(
-            Status.INVALID, f"tensor {tensor.name!r:.80} has contents beside raw_input_contents: give one of them"
-        )
-
-
-def _refuse_shared(tensor: Any) -> None:
-    if "shared_memory_region" in tensor.parameters:
-        raise ServiceError(
-            Status.UNSUPPORTED,
-            f"tensor {tensor.name!r:.80}: send it in the request, not in shared memory",
-        )
-
-
-def _whole(parameters: dict[str, Any], name: str) -> int:
-    value = parameters.get(name, 0)
-    if type(value) is not int:
-        raise ServiceError(Status.INVALID, f"parameter {name!r} is {value!r:.40}, not a whole number")
-    return value
 
 
 class GrpcServer:
@@ -291,24 +186,18 @@ class GrpcServer:
         Where; port 0 lets the kernel choose.
     limits
         What a client may ask for.
+    guard
+        Who may ask; None: everybody.
     tls
         How the server shows who it is, and whom it listens to; None: plain.
-    authorize
-        Is given a call's path and its ``authorization`` (or None), and raises a `ServiceError` if that is not enough.
     """
 
     def __init__(
-        self,
-        service: Service,
-        host: str,
-        port: int,
-        limits: Limits,
-        tls: Tls | None = None,
-        authorize: Callable[[str, str | None], None] | None = None,
+        self, service: Service, host: str, port: int, limits: Limits, guard: Guard | None = None, tls: Tls | None = None
     ) -> None:
-        self._servicer = Servicer(service, limits)
+        self._calls = _Calls(service, limits)
         self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        self._limits, self._tls, self._authorize = limits, tls, authorize
+        self._limits, self._guard, self._tls = limits, guard, tls
         self._server: Any = None
 
     async def start(self) -> int:
@@ -320,20 +209,20 @@ class GrpcServer:
             The port cannot be had.
         """
         self._server = grpc.aio.server(
-            interceptors=[_Authorized(self._authorize)] if self._authorize else None,
+            interceptors=[_Guarded(self._guard)] if self._guard is not None else None,
             maximum_concurrent_rpcs=_CALLS,
             options=[
                 ("grpc.max_receive_message_length", int(self._limits.body_bytes)),
                 ("grpc.max_send_message_length", -1),
+                ("grpc.max_metadata_size", int(self._limits.header_bytes)),
                 ("grpc.max_allowed_incoming_connections", self._limits.connections),
                 ("grpc.max_concurrent_streams", _CALLS // 16),  # of one connection, so that it leaves some to others
-                ("grpc.max_metadata_size", int(self._limits.header_bytes)),
-                ("grpc.so_reuseport", 0),  # else a second server on the port takes half of the clients unseen
                 ("grpc.max_connection_idle_ms", int(self._limits.idle_s * 1e3)),
                 ("grpc.keepalive_time_ms", 60_000),  # so that a client that fell silent is found
+                ("grpc.so_reuseport", 0),  # else a second server on the port takes half of the clients unseen
             ],
         )
-        stubs.add_GRPCInferenceServiceServicer_to_server(self._servicer, self._server)
+        self._server.add_generic_rpc_handlers([_handlers(self._calls)])
         try:
             if self._tls is None:
                 port = self._server.add_insecure_port(self._address)
@@ -349,6 +238,35 @@ class GrpcServer:
     async def stop(self, grace_s: float | None) -> None:
         """Take no call any more, and end those that are open after some time."""
         await self._server.stop(grace_s)
+        await self._calls.close()
+
+
+def _handlers(calls: _Calls) -> grpc.GenericRpcHandler:
+    """What the published stubs register, but for requests for inference, which not all are read at once."""
+    handlers = {}
+    for method in _SERVICE.methods:
+        streams = method.name == "ModelStreamInfer"
+        kind = grpc.stream_stream_rpc_method_handler if streams else grpc.unary_unary_rpc_method_handler
+        handlers[method.name] = kind(
+            _coded(getattr(calls, method.name)),
+            asked if method.input_type.name == "ModelInferRequest" else _class(method.input_type).FromString,
+            _class(method.output_type).SerializeToString,
+        )
+    return grpc.method_handlers_generic_handler(_SERVICE.full_name, handlers)
+
+
+def _class(descriptor: Any) -> Any:
+    return getattr(messages, descriptor.name)
+
+
+def _coded(call: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
+    async def coded(request: Any, context: Any) -> Any:
+        try:
+            return await call(request, context)
+        except ServiceError as error:
+            await context.abort(_CODES[error.status], str(error))
+
+    return coded
 
 
 def _credentials(tls: Tls) -> grpc.ServerCredentials:
@@ -357,18 +275,19 @@ def _credentials(tls: Tls) -> grpc.ServerCredentials:
     return grpc.ssl_server_credentials([pair], clients, require_client_auth=clients is not None)
 
 
-class _Authorized(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """Lets through who may call."""
+class _Guarded(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Looks at who calls."""
 
-    def __init__(self, authorize: Callable[[str, str | None], None]) -> None:
-        self._authorize = authorize
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
 
     async def intercept_service(
         self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: grpc.HandlerCallDetails
     ) -> Any:
-        given = dict(handler_call_details.invocation_metadata or ())
+        given: Iterable[tuple[str, str]] = handler_call_details.invocation_metadata or ()
         try:
-            self._authorize(handler_call_details.method, given.get("authorization"))
+            if handler_call_details.method not in _OPEN:
+                self._guard.check_token(dict(given).get("authorization"))
         except ServiceError as error:
             code, message = _CODES[error.status], str(error)
 
