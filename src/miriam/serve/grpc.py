@@ -16,7 +16,6 @@ from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceServicer
 from miriam.errors import MiriamError
 from miriam.serve import triton
 from miriam.serve.aside import Aside
-from miriam.serve.auth import Guard
 from miriam.serve.config import Limits, Tls
 from miriam.serve.errors import ServiceError, Status
 from miriam.serve.limits import Memory
@@ -28,7 +27,8 @@ __all__ = ["GrpcServer"]
 _CALLS = 4096  # open at a time, of all connections; the queue of each model has its own limit long before
 _STREAMED = 16  # requests of one stream that are computed at a time; the next one is not read before
 _SERVICE = messages.DESCRIPTOR.services_by_name["GRPCInferenceService"]
-_OPEN = frozenset({f"/{_SERVICE.full_name}/{name}" for name in ("ServerLive", "ServerReady")})  # for probes
+
+Authorize = Callable[[str, str | None], None]
 
 _CODES = {
     Status.INVALID: grpc.StatusCode.INVALID_ARGUMENT,
@@ -186,18 +186,25 @@ class GrpcServer:
         Where; port 0 lets the kernel choose.
     limits
         What a client may ask for.
-    guard
-        Who may ask; None: everybody.
     tls
         How the server shows who it is, and whom it listens to; None: plain.
+    authorize
+        Is given a call's path and its ``authorization`` (or None), and raises a `ServiceError` if that is not enough.
     """
 
     def __init__(
-        self, service: Service, host: str, port: int, limits: Limits, guard: Guard | None = None, tls: Tls | None = None
+        self,
+        service: Service,
+        host: str,
+        port: int,
+        limits: Limits,
+        tls: Tls | None = None,
+        authorize: Authorize = lambda path, authorization: None,
     ) -> None:
         self._calls = _Calls(service, limits)
+        self._handlers = _Handlers(self._calls, authorize)
         self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        self._limits, self._guard, self._tls = limits, guard, tls
+        self._limits, self._tls = limits, tls
         self._server: Any = None
 
     async def start(self) -> int:
@@ -209,7 +216,6 @@ class GrpcServer:
             The port cannot be had.
         """
         self._server = grpc.aio.server(
-            interceptors=[_Guarded(self._guard)] if self._guard is not None else None,
             maximum_concurrent_rpcs=_CALLS,
             options=[
                 ("grpc.max_receive_message_length", int(self._limits.body_bytes)),
@@ -222,7 +228,7 @@ class GrpcServer:
                 ("grpc.so_reuseport", 0),  # else a second server on the port takes half of the clients unseen
             ],
         )
-        self._server.add_generic_rpc_handlers([_handlers(self._calls)])
+        self._server.add_generic_rpc_handlers([self._handlers])
         try:
             if self._tls is None:
                 port = self._server.add_insecure_port(self._address)
@@ -241,22 +247,41 @@ class GrpcServer:
         await self._calls.close()
 
 
-def _handlers(calls: _Calls) -> grpc.GenericRpcHandler:
+class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
     """What the published stubs register, but for requests for inference, which not all are read at once."""
-    handlers = {}
-    for method in _SERVICE.methods:
-        streams = method.name == "ModelStreamInfer"
-        kind = grpc.stream_stream_rpc_method_handler if streams else grpc.unary_unary_rpc_method_handler
-        handlers[method.name] = kind(
-            _coded(getattr(calls, method.name)),
-            asked if method.input_type.name == "ModelInferRequest" else _class(method.input_type).FromString,
-            _class(method.output_type).SerializeToString,
-        )
-    return grpc.method_handlers_generic_handler(_SERVICE.full_name, handlers)
+
+    def __init__(self, calls: _Calls, authorize: Authorize) -> None:
+        self._authorize = authorize
+        self._handlers = {}
+        for method in _SERVICE.methods:
+            streams = method.name == "ModelStreamInfer"
+            kind = grpc.stream_stream_rpc_method_handler if streams else grpc.unary_unary_rpc_method_handler
+            self._handlers[f"/{_SERVICE.full_name}/{method.name}"] = kind(
+                _coded(getattr(calls, method.name)),
+                asked if method.input_type.name == "ModelInferRequest" else _class(method.input_type).FromString,
+                _class(method.output_type).SerializeToString,
+            )
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+        """The handler of a call; nothing has been read of it but its head."""
+        path = handler_call_details.method
+        given: Iterable[tuple[str, str]] = handler_call_details.invocation_metadata or ()
+        try:
+            self._authorize(path, dict(given).get("authorization"))
+        except ServiceError as error:
+            return grpc.stream_stream_rpc_method_handler(_coded(_raising(error)))
+        return self._handlers.get(path)
 
 
 def _class(descriptor: Any) -> Any:
     return getattr(messages, descriptor.name)
+
+
+def _raising(error: ServiceError) -> Callable[[Any, Any], Awaitable[Any]]:
+    async def call(request: Any, context: Any) -> None:
+        raise error
+
+    return call
 
 
 def _coded(call: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
@@ -273,26 +298,3 @@ def _credentials(tls: Tls) -> grpc.ServerCredentials:
     clients = None if tls.clients is None else tls.clients.read_bytes()
     pair = tls.key.read_bytes(), tls.certificate.read_bytes()
     return grpc.ssl_server_credentials([pair], clients, require_client_auth=clients is not None)
-
-
-class _Guarded(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """Looks at who calls."""
-
-    def __init__(self, guard: Guard) -> None:
-        self._guard = guard
-
-    async def intercept_service(
-        self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: grpc.HandlerCallDetails
-    ) -> Any:
-        given: Iterable[tuple[str, str]] = handler_call_details.invocation_metadata or ()
-        try:
-            if handler_call_details.method not in _OPEN:
-                self._guard.check_token(dict(given).get("authorization"))
-        except ServiceError as error:
-            code, message = _CODES[error.status], str(error)
-
-            async def refuse(request: Any, context: Any) -> None:
-                await context.abort(code, message)
-
-            return grpc.unary_unary_rpc_method_handler(refuse)
-        return await continuation(handler_call_details)
