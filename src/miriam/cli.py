@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from miriam._cli_bench import bench
+from miriam._cli_serve import serve
 from miriam._cli_load import LoadCommand, load
 from miriam._console import BadInputError, Json, bad_input, print_json, progress_bar
 from miriam._files import replacing
@@ -61,6 +62,7 @@ app = _app(
 )
 zoo = _app("Programs that come with the package.\n\nReal networks, compiled and measured on an H200.")
 app.command("bench")(bench)
+app.command("serve")(serve)
 app.command("load", cls=LoadCommand)(load)
 app.add_typer(zoo, name="zoo", no_args_is_help=False)
 

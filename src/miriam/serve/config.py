@@ -98,7 +98,7 @@ class Limits(_Section):
     json_bytes: ByteSize = Field(default=ByteSize(16 << 20), gt=0, description="Of the JSON in it.")
     json_values: Count = Field(default=2_000_000, description="Values in that JSON.")
     total_bytes: ByteSize = Field(
-        default=ByteSize(1 << 30), gt=0, description="Of all requests that are held; 503 beyond."
+        default=ByteSize(1 << 30), gt=0, description="Of all requests that are held; 429 beyond."
     )
     tensor_elements: Count = Field(default=1 << 26, description="Of one tensor.")
     header_bytes: ByteSize = Field(
@@ -338,7 +338,7 @@ def _line(node: yaml.Node | None, loc: Loc) -> str:
     line: int | None = None
     for key in loc:
         if isinstance(node, yaml.MappingNode):
-            found = next(((k, v) for k, v in node.value if k.value == str(key)), None)
+            found = next(((k, v) for k, v in reversed(node.value) if k.value == str(key)), None)  # the last one counts
         elif isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
             found = (node.value[key], node.value[key])
         else:
