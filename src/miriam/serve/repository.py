@@ -25,7 +25,7 @@ from miriam.serve.errors import ServiceError, Status
 if TYPE_CHECKING:
     from miriam.runtime import Loaded, Runtime
 
-__all__ = ["Entry", "Repository", "State"]
+__all__ = ["Entry", "Repository", "State", "in_thread"]
 
 _T = TypeVar("_T")
 
@@ -131,7 +131,7 @@ class Repository(Mapping[str, Entry]):
             The configuration has no such model, is wrong, or the model cannot be loaded.
         """
         try:
-            config = await _in_thread(self._reread)
+            config = await in_thread(self._reread)
         except ConfigError as error:
             raise ServiceError(Status.INVALID, str(error)) from error
         if name not in config.models:
@@ -162,10 +162,10 @@ class Repository(Mapping[str, Entry]):
         entry.reason = ""
         try:
             # What can go wrong with a file goes wrong here, while the one that is loaded still serves.
-            model, example = await _in_thread(_made, entry.config)
+            model, example = await in_thread(_made, entry.config)
             await self._unload(entry)
             entry.state = State.LOADING
-            entry.loaded = await _in_thread(self._put, entry, model, example)
+            entry.loaded = await in_thread(self._put, entry, model, example)
         except Exception as error:  # a factory may raise anything
             why = str(error) if isinstance(error, MiriamError) else f"{type(error).__name__}: {error}"
             if entry.loaded is None:
@@ -185,11 +185,11 @@ class Repository(Mapping[str, Entry]):
         if entry.loaded is None:
             return
         entry.state = State.UNLOADING
-        await _in_thread(self.runtime.unload, entry.name)
+        await in_thread(self.runtime.unload, entry.name)
         entry.loaded, entry.state = None, State.UNAVAILABLE
 
 
-async def _in_thread(function: Callable[..., _T], *arguments: Any) -> _T:
+async def in_thread(function: Callable[..., _T], *arguments: Any) -> _T:
     """Call a function that may take minutes in a thread that nobody waits for when the server ends."""
     loop, done = asyncio.get_running_loop(), asyncio.Event()
     result: Future[_T] = Future()
@@ -202,7 +202,7 @@ async def _in_thread(function: Callable[..., _T], *arguments: Any) -> _T:
         with suppress(RuntimeError):  # the loop may be closed by now
             loop.call_soon_threadsafe(done.set)
 
-    Thread(target=call, name=f"miriam-{function.__name__}", daemon=True).start()
+    Thread(target=call, name="miriam-loading", daemon=True).start()
     await done.wait()
     return result.result()
 

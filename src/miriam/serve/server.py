@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 import ssl
@@ -23,7 +24,7 @@ from miriam.serve.grpc import GrpcServer
 from miriam.serve.http import Http, metrics_application
 from miriam.serve.limits import GuardedProtocol
 from miriam.serve.metrics import Metrics
-from miriam.serve.repository import Repository
+from miriam.serve.repository import Repository, in_thread
 from miriam.serve.service import Service
 from miriam.trace import Recorder
 
@@ -71,6 +72,7 @@ class Server:
         )  # fmt: skip
         self.service = Service(Repository(runtime, config, reread))
         self.ports: Mapping[str, int] = {}
+        self._stuck = False
         self._http = Http(self.service, config.limits, self._guard, live.routes(self.service, self._recorder))
         metrics = metrics_application(Metrics(self.service), self._guard)
         self._listeners = {
@@ -128,8 +130,6 @@ class Server:
         self._say(f"  HTTP     {scheme}://{host}:{self.ports['http']}")
         self._say(f"  gRPC     {host}:{self.ports['grpc']}")
         self._say(f"  metrics  {scheme}://{host}:{self.ports['metrics']}/metrics")
-        for note in runtime.notes:
-            self._say(f"  note: {note}")
 
     async def load(self) -> bool:
         """Load all models; whether any is there."""
@@ -141,6 +141,8 @@ class Server:
                 continue
             levels = "" if len(entry.levels) < 2 else f", requests may choose {entry.levels[-1]} to {entry.levels[0]}"
             self._say(f"  {name} is ready, criticality {entry.loaded.criticality}{levels}")
+        for note in self.service.runtime.notes:
+            self._say(f"  note: {note}")
         if repository.complete:
             self._say("ready")
         return any(entry.ready for entry in repository.values())
@@ -149,13 +151,20 @@ class Server:
         """Answer what is open, for as long as the configuration says, and end."""
         if not await self.service.drained(self._config.drain_s):
             self._say(f"requests are still open after {self._config.drain_s:g} s: they are told that the server ends")
-            await asyncio.to_thread(self.service.runtime.close, drain=False)
+            self._stuck = not await self._closed(False, _LAST_S)
             await self.service.drained(_LAST_S)
         await asyncio.gather(
             self._grpc.stop(_LAST_S), *(listener.stop(_LAST_S) for listener in self._listeners.values())
         )
         await self._http.close()
-        await asyncio.to_thread(self.service.runtime.close)
+        if self._stuck or not await self._closed(True, self._config.drain_s + _LAST_S):
+            self._say("a model does not come to its end: it is left there")
+            os._exit(1)  # an end in order would wait for it
+
+    async def _closed(self, drain: bool, within_s: float) -> bool:
+        """Close the runtime; whether that came to its end in time."""
+        closing = asyncio.create_task(in_thread(partial(self.service.runtime.close, drain=drain)))
+        return bool((await asyncio.wait((closing,), timeout=within_s))[0])
 
     async def _failed(self) -> None:
         while not self.service.runtime.closed:

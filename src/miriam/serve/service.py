@@ -134,14 +134,20 @@ class Service:
     def admitted(self, model: str | None = None) -> Iterator[None]:
         """Stand for a request that is being read, computed and answered.
 
-        Where the model is known and loaded, the runtime is told that a request for it is on its way.
+        Where the model is loaded and more critical than normal, the runtime is told that a request for it is on its
+        way, so that no work of a lower level begins meanwhile (for at most 100 ms).
         """
         if self.draining:
             raise ServiceError(Status.UNAVAILABLE, "the server is about to end: ask another one")
+        entry = None if model is None else self.repository.get(model)
         self._open += 1
         self._idle.clear()
         try:
-            yield
+            if entry is not None and entry.loaded is not None and entry.loaded.task.critical:
+                with entry.loaded.hint():
+                    yield
+            else:
+                yield
         finally:
             self._open -= 1
             if not self._open:
