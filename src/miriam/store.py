@@ -274,14 +274,19 @@ def _alone(path: Path) -> Iterator[None]:
         yield
 
 
+def _connect(path: Path) -> sqlite3.Connection:
+    # From any thread: SQLite lets in one at a time (sqlite3.threadsafety is 3), and a call here is one statement.
+    return sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
+
+
 def _open(path: Path) -> sqlite3.Connection:
-    db = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None)
+    db = _connect(path)
     try:
         why = _distrust(db)
         if why:
             db.close()
             _set_aside(path, why)
-            db = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None)
+            db = _connect(path)
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = NORMAL")
         if db.execute("PRAGMA user_version").fetchone() == (0,):

@@ -293,7 +293,10 @@ class Device(Protocol):
     name: str
     geometry: Geometry
     command_us: float
-    notes: tuple[str, ...]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """See above."""
 
     def open(self, lanes: Sequence[Lane], trace_us: tuple[float, float] | None = None) -> None:
         """Make the lanes; called once. ``trace_us``: the window whose spans and samples are kept."""

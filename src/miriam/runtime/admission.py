@@ -1,20 +1,19 @@
 """Whether tasks can hold their deadlines: response-time analysis of levels with EDF inside each.
 
-What is assumed of the device: a request of a higher level interrupts those below at the end of the step that runs;
-in a level one request runs after another, and so many are on the device at a time (its *depth*), which nobody of the
-level overtakes. A task has its requests at least a period apart; one with a deadline and no period, at least that
-deadline.
+What is assumed of the device: a request of a higher level interrupts those below at the end of the step that runs; in a
+level one request runs after another, and so many are on the device at a time (its *depth*), which nobody of the level
+overtakes. A task has its requests at least a period apart; one with a deadline and no period, at least that deadline.
 
 For a level, ``H`` are the tasks above it and ``L`` its own; ``C``, ``T``, ``D`` and ``R`` a task's time alone, period,
-deadline and longest response. Take a request of the level with its deadline at ``d``, and the last moment before its end
-at which no request of the level with a deadline up to ``d`` was there. From that moment until its end there pass at most
+deadline and longest response. Take a request of the level with its deadline at ``d``, and the last moment before its
+end at which no request of the level with a deadline up to ``d`` was there. From then until its end there pass at most
 
     w = B + sum over L of dbf(t) + sum over H of ceil((w + R) / T) * C
 
 ``t``
-    from that moment to ``d``; it is enough to look at the deadlines of requests that all come at once and then as
-    often as they may (Baruah, Rosier and Howell, "Algorithms and complexity concerning the preemptive scheduling of
-    periodic, real-time tasks on one processor", Real-Time Systems 2, 1990).
+    from that moment to ``d``; it is enough to look at the deadlines of requests that all come at once and then as often
+    as they may (Baruah, Rosier and Howell, "Algorithms and complexity concerning the preemptive scheduling of periodic,
+    real-time tasks on one processor", Real-Time Systems 2, 1990).
 ``dbf(t)``
     ``(floor((t - D) / T) + 1) * C``, the demand with deadlines up to ``t`` (the same).
 ``B``
@@ -22,10 +21,10 @@ at which no request of the level with a deadline up to ``d`` was there. From tha
     are on the device at a time, of tasks with deadlines after ``t`` (Jeffay, Stanat and Martel, "On non-preemptive
     scheduling of periodic and sporadic tasks", RTSS 1991).
 ``ceil((w + R) / T) * C``
-    the time that a task above takes, with what it may have pending at that moment (Joseph and Pandya, "Finding response
-    times in a real-time system", The Computer Journal 29, 1986; the ``R`` as the jitter of Audsley et al., "Applying new
-    scheduling theory to static priority pre-emptive scheduling", 1993). A level of one task needs no ``R``, for it can
-    begin with the higher ones.
+    the time that a task above takes, with what of it may be pending at that moment (Joseph and Pandya, "Finding
+    response times in a real-time system", The Computer Journal 29, 1986; ``R`` in the place of the jitter of Audsley
+    et al., "Applying new scheduling theory to static priority pre-emptive scheduling", 1993). A level of one task needs
+    no ``R``, for it can begin with the higher ones.
 
 The least ``w`` that satisfies this is found by iteration; the deadline holds where ``w <= t``. Where a level has more
 than one request on the device at a time, each may let one of another task go before it, which counts as part of it.
@@ -35,7 +34,7 @@ It is sufficient, not necessary: what is refused may still hold.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 __all__ = ["Demand", "Verdict", "analyse"]
@@ -157,7 +156,7 @@ class _Level:
         worst = {demand.name: (0, demand.deadline_ns or 0) for demand in self._timed}
         for at_ns, demand in points:
             work_ns = self._begun_ns(at_ns) + sum(self._due_ns(other, at_ns) for other in self._timed)
-            late_ns = self._with_above_ns(lambda _, work_ns=work_ns: work_ns) - at_ns
+            late_ns = self._settled_ns(work_ns) - at_ns
             worst[demand.name] = max(worst[demand.name], (late_ns, at_ns))
         return [self._verdict(demand, *worst[demand.name], busy_ns) for demand in self._timed]
 
@@ -167,15 +166,15 @@ class _Level:
         share += sum(d.cost_ns / (d.gap_ns or 1) for d, _ in self._above)
         if share >= _FULL:
             return None
-        begun_ns = self._begun_ns(0)
-        return self._with_above_ns(lambda w: begun_ns + sum(_times(w, d) * self._cost_ns(d) for d in tasks))
+        return self._settled_ns(self._begun_ns(0), tasks)
 
-    def _with_above_ns(self, own_ns: Callable[[int], int]) -> int:
-        """The least time in which this level's own work is done, which may grow with the time, and that above it."""
+    def _settled_ns(self, once_ns: int, tasks: Sequence[Demand] = ()) -> int:
+        """The least time in which some work is done, and what comes of these tasks and of those above meanwhile."""
         last_ns, now_ns = -1, 1
         while now_ns != last_ns:
             last_ns = now_ns
-            now_ns = max(1, own_ns(last_ns) + self._above_ns(last_ns))
+            again_ns = sum(_times(last_ns, d) * self._cost_ns(d) for d in tasks)
+            now_ns = max(1, once_ns + again_ns + self._above_ns(last_ns))
         return now_ns
 
     def _above_ns(self, time_ns: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 
 from miriam.errors import QueueFullError
 from miriam.runtime.response import Response
@@ -51,21 +51,21 @@ class Queue:
         insort(self._levels.setdefault(response.criticality, []), _key(response))
         self._depths[name] += 1
 
-    def take(self, room: Callable[[int], bool], free: Callable[[str], bool]) -> Response | None:
+    def take(self, room: Callable[[int], bool], busy: Container[str]) -> Response | None:
         """Take out the first one that may go; None if there is none.
 
         Parameters
         ----------
         room
             Whether requests of a level may go.
-        free
-            Whether a task may have one more on the device.
+        busy
+            Tasks that may have no more of them on the device.
         """
         for level in sorted(self._levels, reverse=True):
             if not room(level):
                 continue
             for _, _, response in self._levels[level]:
-                if free(response.name):
+                if response.name not in busy:
                     self.remove(response)
                     return response
         return None
