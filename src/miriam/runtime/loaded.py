@@ -138,7 +138,7 @@ class Loaded:
         response = Response(
             self._of_level(criticality),
             next(self._office.numbers),
-            given,
+            self._adopted.stage(self.task, given),
             submitted_us=submitted_us,
             deadline_us=submitted_us + limit_us,
             expires_us=submitted_us + _time_us("timeout_ms", timeout_ms, self._timeout_us),

@@ -100,7 +100,7 @@ class Runtime:
         self.device = device or best()
         self.policy = policy
         self.levels: Sequence[int] = tuple(sorted({int(level) for level in levels}))
-        self._store, self._keep, self._progress = store, keep, progress
+        self._keep, self._progress = keep, progress
         self._gate = Gate(admission, policy, self.device)
         self._lock = threading.Lock()  # tasks come and go one at a time
         self._tasks: dict[str, tuple[Loaded, Adopted, Entry]] = {}
@@ -203,9 +203,8 @@ class Runtime:
         name = self._reserve(model, name)
         try:
             adopted = adopt(
-                model, example, self.device, name, inputs=inputs, outputs=outputs, store=self._store,
-                progress=self._progress,
-            )  # fmt: skip
+                model, example, self._device, name, inputs=inputs, outputs=outputs, progress=self._progress
+            )
             task = Task(name, adopted.program, level, times_us["deadline_ms"], times_us["period_ms"])
             entry = Entry(name, level, queue, self._keep)
             timeout_us = times_us["timeout_ms"]
