@@ -90,7 +90,15 @@ class Intervals:
 
     def pauses(self, request: Traced) -> list[tuple[float, float]]:
         """When it stood still, as intervals that do not touch."""
-        return merged([hold for hold in self.beside(request) if hold.sms == 0])
+        if request.started_us is None:
+            return []
+        begin_us, end_us = request.started_us, self.end_us(request)
+        found = [
+            Hold(since_us, until_us, other, 0)
+            for other, since_us, until_us in self._with(request, begin_us, end_us)
+            if self._left(request, other) == 0
+        ]
+        return merged(found + self._limited(request, begin_us, end_us))
 
     def _left(self, request: Traced, other: Traced) -> int | None:
         """SMs that the run of another one left to it; None: all."""

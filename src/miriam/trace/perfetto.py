@@ -10,7 +10,7 @@ from typing import Any
 from miriam.trace.intervals import Intervals
 from miriam.trace.recording import Decision, Done, Recording, Traced, level_name
 
-__all__ = ["REQUESTS", "document", "life", "named"]
+__all__ = ["REQUESTS", "document", "life", "named", "told"]
 
 REQUESTS = 1000
 """Number of the track with the requests, after every lane."""
@@ -109,14 +109,14 @@ def _waiting(requests: Sequence[Traced], intervals: Intervals, origin_us: float)
 
 def _decision(decision: Decision, recording: Recording, origin_us: float) -> dict[str, Any]:
     about = f" {decision.task} #{decision.number}" if decision.number is not None else ""
-    told = {f"command {i}": _told(done, recording) for i, done in enumerate(decision.commands, 1)}
+    told = {f"command {i}": told(done, recording) for i, done in enumerate(decision.commands, 1)}
     return {
         "ph": "i", "s": "t", "pid": 1, "tid": _DECISIONS, "ts": _round(decision.time_us - origin_us),
         "name": f"{decision.event}{about}", "cat": "decision", "args": told,
     }  # fmt: skip
 
 
-def _told(done: Done, recording: Recording) -> str:
+def told(done: Done, recording: Recording) -> str:
     """A command in words."""
     why = f": {done.why}" if done.why else ""
     if done.lane is None:

@@ -53,7 +53,7 @@ class Recorder:
         self._ended = 0
 
     def opened(self, device: str, policy: str, lanes: Sequence[Lane], zero_us: float = 0.0) -> None:
-        """A device was opened for a policy. ``zero_us``: what :attr:`clock` showed when the device's was at 0."""
+        """A device was opened for a policy, both by name. ``zero_us``: what :attr:`clock` showed at its 0."""
         self._device, self._policy, self._lanes, self._zero_us = device, policy, tuple(lanes), zero_us
 
     def queued(self, response: Response) -> None:
@@ -69,6 +69,7 @@ class Recorder:
         traced = self._open.get(response.number)
         if traced is not None:
             traced.offered_us = self.clock()
+            self._zero_us = traced.offered_us - request.arrival_us  # looked at anew: that of a GPU may stand still
 
     def heard(self, event: Event, commands: Sequence[Command]) -> None:
         """An event, and the commands with which it was answered."""
