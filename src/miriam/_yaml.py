@@ -78,7 +78,7 @@ def _line(node: yaml.Node | None, loc: Loc) -> str:
     line: int | None = None
     for key in loc:
         if isinstance(node, yaml.MappingNode):
-            found = next(((k, v) for k, v in node.value if k.value == str(key)), None)
+            found = next(((k, v) for k, v in reversed(node.value) if k.value == str(key)), None)
         elif isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
             found = (node.value[key], node.value[key])
         else:

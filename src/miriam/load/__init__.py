@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from miriam.load.plan import Caller, Plan
     from miriam.load.reading import read
-    from miriam.load.run import run
+    from miriam.load.runner import run
     from miriam.load.server import Server
 
 _PUBLIC = {
@@ -25,7 +25,7 @@ _PUBLIC = {
     "Plan": ("plan", "Plan"),
     "Server": ("server", "Server"),
     "read": ("reading", "read"),
-    "run": ("run", "run"),
+    "run": ("runner", "run"),
 }
 
 __all__ = ["Caller", "Plan", "Server", "read", "run"]

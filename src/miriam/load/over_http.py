@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote
 
 import httptools
@@ -193,8 +193,7 @@ class _Connection(asyncio.Protocol):
         self._head, self._heard = 0, False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)
 
     async def ask(self, request: bytes, patience_s: float) -> tuple[int, int, bytes]:
         """Status, length of the JSON before binary tensors (0: all is JSON), and body of the answer."""
