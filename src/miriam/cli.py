@@ -14,8 +14,9 @@ import typer
 from typer.core import TyperGroup
 
 from miriam._cli_bench import bench
-from miriam._cli_serve import serve
 from miriam._cli_load import LoadCommand, load
+from miriam._cli_serve import serve
+from miriam._cli_trace import trace
 from miriam._console import BadInputError, Json, bad_input, print_json, progress_bar
 from miriam._files import replacing
 from miriam.errors import MiriamError, ProgramError
@@ -64,6 +65,7 @@ zoo = _app("Programs that come with the package.\n\nReal networks, compiled and 
 app.command("bench")(bench)
 app.command("serve")(serve)
 app.command("load", cls=LoadCommand)(load)
+app.command("trace")(trace)
 app.add_typer(zoo, name="zoo", no_args_is_help=False)
 
 
