@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from textwrap import fill
 from typing import Any
 
 from miriam.trace.intervals import Hold, Intervals, covered_us
@@ -14,6 +15,8 @@ __all__ = ["Part", "Story", "explain", "time_text"]
 
 _NAMED = 3  # who is named one by one where several did the same
 _TASKS = 3
+_COLUMNS = 110
+_LITTLE = 0.05  # of the latency alone, more than which is worth a word
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +76,10 @@ class Story:
         lines = [self.headline, ""]
         width = max(len(time_text(part.length_us)) for part in self.parts)
         for part in self.parts:
-            bar = "█" * round(12 * part.share)
-            lines.append(f"  {part.what:7}{time_text(part.length_us):>{width}}  {bar:12}  {part.text}")
-        return "\n".join([*lines, *([""] if self.notes else []), *(f"  {note}" for note in self.notes)])
+            start = f"  {part.what:7}{time_text(part.length_us):>{width}}  {'█' * round(12 * part.share):12}  "
+            lines.append(fill(part.text, _COLUMNS, initial_indent=start, subsequent_indent=" " * len(start)))
+        notes = [fill(note, _COLUMNS, initial_indent="  ", subsequent_indent="  ") for note in self.notes]
+        return "\n".join([*lines, *([""] if notes else []), *notes])
 
 
 def explain(recording: Recording, number: int) -> Story:
@@ -103,7 +107,7 @@ def explain(recording: Recording, number: int) -> Story:
     alone_us = recording.alone_us.get(request.task)
     return Story(
         number, request.task, level_name(request.level), _headline(request, latency_us, alone_us), latency_us, alone_us,
-        tuple(parts), tuple(_notes(request, recording, alone_us, times)),
+        tuple(parts), tuple(_notes(request, recording, alone_us, times, any(hold.sms != 0 for hold in beside))),
     )  # fmt: skip
 
 
@@ -170,8 +174,11 @@ def _running(holds: Sequence[Hold], request: Traced) -> str:
     return text + (f", which left it {' or '.join(map(str, sms))} SMs" if sms else "")
 
 
-def _notes(request: Traced, recording: Recording, alone_us: float | None, times: dict[str, float]) -> list[str]:
+def _notes(
+    request: Traced, recording: Recording, alone_us: float | None, times: dict[str, float], company: bool
+) -> list[str]:
     notes = []
+    latency_us = sum(times.values())
     if request.lane is not None:
         why = f": {request.why}" if request.why else ""
         notes.append(f"{recording.policy or 'The policy'} put it on lane {recording.lane_name(request.lane)}{why}.")
@@ -179,13 +186,16 @@ def _notes(request: Traced, recording: Recording, alone_us: float | None, times:
         notes.append(f"Its error: {request.error}")
     if alone_us is None:
         notes.append(f"No request of {request.task} was alone yet, so there is nothing to compare with.")
-    elif request.outcome == Outcome.ANSWERED and (more_us := sum(times.values()) - alone_us) > 0.05 * alone_us:
-        rest_us = more_us - times["waited"] - times["paused"]
-        most = max(
-            ("waiting", times["waited"]), ("pauses", times["paused"]), ("company", rest_us), key=lambda one: one[1]
+    elif request.outcome == Outcome.ANSWERED and (more_us := latency_us - alone_us) > _LITTLE * alone_us:
+        slower = (
+            "others beside it"
+            if company
+            else "the run itself, with nobody there: the rest of the machine, or its clocks"
         )
-        notes.append(f"Of the {time_text(more_us)} that it took longer than alone, most is {most[0]}.")
-    if request.deadline_us is not None and (late_us := sum(times.values()) - request.deadline_us) > 0:
+        found = {"waiting": times["waited"], "pauses": times["paused"], slower: times["ran"] - alone_us}
+        most = max(found, key=lambda what: found[what])
+        notes.append(f"Of the {time_text(more_us)} that it took longer than alone, most is {most}.")
+    if request.deadline_us is not None and (late_us := latency_us - request.deadline_us) > 0:
         notes.append(f"It missed its deadline of {time_text(request.deadline_us)} by {time_text(late_us)}.")
     return notes
 
@@ -207,4 +217,4 @@ def _by_whom(holds: Sequence[Hold]) -> str:
     told = [
         f"{len(some)} of {task} ({level_name(level)}) {time_text(covered_us(some))}" for (task, level), some in ordered
     ]
-    return ", ".join(told[:_TASKS]) + (f" and {len(told) - _TASKS} other tasks" if len(told) > _TASKS else "")
+    return ", ".join(told[:_TASKS]) + (f" and {len(told) - _TASKS} more" if len(told) > _TASKS else "")
