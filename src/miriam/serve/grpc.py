@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import replace
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import grpc
 import grpc.aio
 from google.protobuf import json_format
+from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2 as messages
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceServicer
 
@@ -23,6 +25,8 @@ from miriam.serve.messages import Asked, asked, parse, parse_bytes, response
 from miriam.serve.service import InferCall, Service
 
 __all__ = ["GrpcServer"]
+
+_LOG = logging.getLogger("miriam")
 
 _CALLS = 4096  # open at a time, of all connections; the queue of each model has its own limit long before
 _STREAMED = 16  # requests of one stream that are computed at a time; the next one is not read before
@@ -115,7 +119,7 @@ class _Calls(GRPCInferenceServiceServicer):  # type: ignore[misc]
     async def ModelInfer(self, request: Asked, context: Any) -> Any:  # noqa: N802
         return await self._answer(request, context.time_remaining())
 
-    async def ModelStreamInfer(self, requests: AsyncIterator[Asked], context: Any) -> None:  # noqa: N802
+    async def ModelStreamInfer(self, requests: AsyncIterator[Asked | ServiceError], context: Any) -> None:  # noqa: N802
         """Answer each request of a stream, in their order; several are computed at a time."""
         answers: asyncio.Queue[asyncio.Task[Any] | None] = asyncio.Queue(_STREAMED)
         async with asyncio.TaskGroup() as tasks:
@@ -129,8 +133,10 @@ class _Calls(GRPCInferenceServiceServicer):  # type: ignore[misc]
             while (answer := await answers.get()) is not None:
                 await context.write(await answer)
 
-    async def _streamed(self, request: Asked, remaining_s: float | None) -> Any:
+    async def _streamed(self, request: Asked | ServiceError, remaining_s: float | None) -> Any:
         """The answer to a request of a stream; an error is one, too, and ends only that request."""
+        if isinstance(request, ServiceError):
+            return messages.ModelStreamInferResponse(error_message=str(request))
         message = request.message
         try:
             answer = await self._answer(request, remaining_s)
@@ -258,7 +264,9 @@ class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
             kind = grpc.stream_stream_rpc_method_handler if streams else grpc.unary_unary_rpc_method_handler
             self._handlers[f"/{_SERVICE.full_name}/{method.name}"] = kind(
                 _coded(getattr(calls, method.name)),
-                asked if method.input_type.name == "ModelInferRequest" else _class(method.input_type).FromString,
+                _reading(
+                    asked if method.input_type.name == "ModelInferRequest" else _class(method.input_type).FromString
+                ),
                 _class(method.output_type).SerializeToString,
             )
 
@@ -287,11 +295,28 @@ def _raising(error: ServiceError) -> Callable[[Any, Any], Awaitable[Any]]:
 def _coded(call: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
     async def coded(request: Any, context: Any) -> Any:
         try:
+            if isinstance(request, ServiceError):
+                raise request
             return await call(request, context)
         except ServiceError as error:
             await context.abort(_CODES[error.status], str(error))
+        except Exception:
+            _LOG.exception("an error in the answer to %s", call.__name__)
+            await context.abort(grpc.StatusCode.INTERNAL, "an error of the server: see its log")
 
     return coded
+
+
+def _reading(read: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """What is no message becomes the error that says so."""
+
+    def reading(data: bytes) -> Any:
+        try:
+            return read(data)
+        except DecodeError as error:
+            return ServiceError(Status.INVALID, f"the message cannot be read: {error}")
+
+    return reading
 
 
 def _credentials(tls: Tls) -> grpc.ServerCredentials:
