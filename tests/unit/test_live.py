@@ -75,7 +75,8 @@ class FakeTorch:
         self.current = before
 
     @contextmanager
-    def capture(self, graph: Any, stream: Stream) -> Iterator[None]:
+    def capture(self, graph: Any, stream: Stream, capture_error_mode: str) -> Iterator[None]:
+        assert capture_error_mode == "thread_local"  # or what other threads do would end it
         with self.on(stream), stream.capture() as made:
             yield
         graph.made = made.graph

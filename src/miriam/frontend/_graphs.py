@@ -129,7 +129,8 @@ def captured_graph(
         del outputs
         cuda.synchronize()
         graph = cuda.CUDAGraph(keep_graph=True)
-        with cuda.graph(graph, stream=cuda.ExternalStream(int(stream.handle))):
+        on = cuda.ExternalStream(int(stream.handle))
+        with cuda.graph(graph, stream=on, capture_error_mode="thread_local"):  # other threads may be serving
             result = call(*inputs)
     return graph, flat(result)[0]
 

@@ -6,12 +6,12 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from miriam.device.base import Serving
-from miriam.errors import CompileError, DeviceError, ModelError, ProgramError
+from miriam.errors import DeviceError, ModelError, ProgramError
 from miriam.frontend.chain import Chain, named, one_or_all
 from miriam.program import Program, Role
 from miriam.progress import Progress, silent
@@ -85,8 +85,8 @@ class Adopted:
 
 
 def adopt(
-    model: Any, example: Any = None, device: Serving | None = None, *, name: str,
-    inputs: Sequence[str] | None = None, outputs: Sequence[str] | None = None, progress: Progress = silent,
+    model: Any, example: Any, device: Serving, name: str, *, inputs: Sequence[str] | None = None,
+    outputs: Sequence[str] | None = None, progress: Progress = silent,
 ) -> Adopted:  # fmt: skip
     """Make of a model what a device runs. From any thread; may take minutes.
 
@@ -99,7 +99,7 @@ def adopt(
     example
         An array or tensor, or a sequence of them. Not for programs.
     device
-        What it will run on; None: the cores.
+        What it will run on.
     name
         Of its program.
     inputs, outputs
@@ -116,7 +116,7 @@ def adopt(
     ProgramError
         The program file cannot be used.
     """
-    where = "cpu" if device is None else device.name
+    where = device.name
     kind = where.partition(":")[0].partition("/")[0]
     if isinstance(model, str | os.PathLike | Program):
         made = _program(model, kind, where)
@@ -125,19 +125,23 @@ def adopt(
     elif kind == "cuda":
         from miriam.runtime._gpu_models import on_gpu
 
-        made = on_gpu(model, example, _cuda(device), name, progress)
+        made = on_gpu(model, example, cast("ServingCuda", device), name, progress)
     else:
         raise DeviceError(
             f"{where} runs programs only, and {name} is a {type(model).__name__}: compile it with 'miriam compile', "
             "or use a GPU or the device cpu"
         )
     ins, outs = (
-        tuple(replace(spec, name=label) for spec, label in zip(specs, named(asked, len(specs), what, name), strict=True))
-        if asked else specs
-        for specs, asked, what in ((made.inputs, inputs, "input"), (made.outputs, outputs, "output"))
-    )  # fmt: skip
-    made = replace(made, inputs=ins, outputs=outs)
-    return replace(made, stage=_cuda(device).stage) if kind == "cuda" else made
+        tuple(
+            replace(spec, name=label) for spec, label in zip(specs, named(labels, len(specs), what, name), strict=True)
+        )
+        for what, specs, labels in (
+            ("input", made.inputs, inputs or [spec.name for spec in made.inputs]),
+            ("output", made.outputs, outputs or [spec.name for spec in made.outputs]),
+        )
+    )
+    stage = cast("ServingCuda", device).stage if kind == "cuda" else _as_it_is
+    return replace(made, inputs=ins, outputs=outs, stage=stage)
 
 
 def load_program(model: str | os.PathLike[str] | Program) -> Program:
@@ -165,7 +169,7 @@ def _program(model: str | os.PathLike[str] | Program, kind: str, where: str) -> 
             f"{what} holds code for a GPU, and {where} has none: load the module that it was compiled from, or use a "
             "GPU or a simulated one, such as sim:orin"
         )
-    program, notes = load_program(model), ()
+    program, notes = load_program(model), tuple[str, ...]()
     if kind == "cuda" and any(b.role is Role.WEIGHT and b.data is None for b in program.buffers):
         if not what.startswith(_ZOO):
             raise ProgramError(f"{what} carries no weights: compile it with them, without --no-weights")
@@ -182,20 +186,14 @@ def _chain(model: Any, example: Any, where: str, name: str, inputs: Sequence[str
     return of_program(model.program, bound=model, notes=model.notes, whole=model.whole)
 
 
-def _cuda(device: Any) -> ServingCuda:
-    return device  # type: ignore[no-any-return]
-
-
 def _tensor(output: Any, spec: Spec) -> Any:
-    """A tensor of PyTorch, in the same memory where it can."""
-    torch: Any = sys.modules["torch"]
+    """A tensor of PyTorch, in the same memory."""
     if not isinstance(output, np.ndarray):
         return output
-    kind = getattr(torch, spec.dtype)
-    known = output if output.dtype.name in ("bool", "complex64", "complex128") else None
-    if known is None and output.dtype.name != str(kind).removeprefix("torch."):
-        known = output
-    return torch.from_numpy(output)
+    torch: Any = sys.modules["torch"]
+    if output.dtype.isbuiltin and output.dtype.name == spec.dtype:
+        return torch.from_numpy(output)
+    return torch.from_numpy(output.view(f"int{8 * output.itemsize}")).view(getattr(torch, spec.dtype))
 
 
 def _array(output: Any, spec: Spec) -> Any:

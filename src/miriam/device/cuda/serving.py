@@ -9,6 +9,7 @@ from miriam.device.base import Lane
 from miriam.device.cuda.bound import Bound
 from miriam.device.cuda.clock import HostClock
 from miriam.device.cuda.device import CudaDevice
+from miriam.device.cuda.driver import Stream
 from miriam.device.cuda.lane import WORDS
 from miriam.device.cuda.transfer import Staged
 from miriam.device.cuda.watch import Watch
@@ -58,6 +59,16 @@ class ServingCuda(CudaDevice):
         """Make the lanes; called once."""
         super().open(lanes, trace_us)
         self._watch = Watch(self._host.host, 4 * WORDS, len(lanes))
+
+    @property
+    def ordinal(self) -> int:
+        """Number of the GPU."""
+        return self._codes.gpu.ordinal
+
+    def stream(self) -> Stream:
+        """A stream on the SMs of the device, to capture there what :meth:`prepare` is given; the caller closes it."""
+        with self._codes.gpu.visited():
+            return self._place.stream()
 
     def prepare(self, task: Task, bound: Bound | None = None) -> None:
         """Load what a task needs. From any thread.

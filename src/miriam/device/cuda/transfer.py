@@ -29,8 +29,12 @@ _SMALL_BYTES = 64 << 10  # outputs that are copied out at once, which takes a fe
 
 
 def host_type(dtype: str) -> np.dtype[Any]:
-    """NumPy's type of that name; for one that it does not know, bits of the same size."""
+    """NumPy's type of that name, or ml_dtypes'; where that is not there, bits of the same size."""
     with suppress(TypeError):
+        return np.dtype(dtype)
+    with suppress(ImportError, TypeError):
+        import ml_dtypes  # noqa: F401 - it makes its types known to NumPy
+
         return np.dtype(dtype)
     return np.dtype(f"uint{8 * Tensor('', dtype, (), (), Pointer(0)).item_bytes}")
 
