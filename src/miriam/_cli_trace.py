@@ -48,7 +48,7 @@ def trace(
       miriam trace http://127.0.0.1:8000 --request 1042
     """
     from miriam.trace.explain import explain
-    from miriam.trace.perfetto import document
+    from miriam.trace.perfetto import text
     from miriam.trace.recording import read
 
     remote = source.startswith(("http://", "https://"))
@@ -61,7 +61,7 @@ def trace(
             raise TraceError(f"no request of {model!r} is in this trace; it has those of: {known}")
     if output is not None:
         with replacing(output, TraceError) as part:
-            part.write_text(json.dumps(document(recording), separators=(",", ":")), "utf-8")
+            part.write_text("".join(text(recording)), "utf-8")
     slow = sorted(ended, key=lambda one: -_slowness(one, recording))[:_SLOWEST]
     told = chosen or (slow[0] if slow else None)
     story = None if told is None else explain(recording, told.number)

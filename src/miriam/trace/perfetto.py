@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from miriam.trace.intervals import Intervals
-from miriam.trace.recording import Decision, Done, Recording, Traced, level_name
+from miriam.trace.recording import Decision, Done, Recording, Traced, level_name, rows_text
 
-__all__ = ["REQUESTS", "document", "life", "named", "told"]
+__all__ = ["REQUESTS", "document", "life", "named", "text", "told"]
 
 REQUESTS = 1000
 """Number of the track with the requests, after every lane."""
@@ -24,13 +25,20 @@ def document(recording: Recording) -> dict[str, Any]:
     A track for each lane, with what ran and what stood still; one for requests, each with the time that it waited
     and an arrow to its start; one for decisions; and a counter of those that wait, by task.
     """
-    origin_us = min((request.submitted_us for request in recording.requests), default=recording.now_us)
-    return {
-        "traceEvents": list(_events(recording, origin_us)),
-        "displayTimeUnit": "ms",
-        "otherData": {"device": recording.device, "policy": recording.policy},
-        "recording": recording.to_json(),
-    }
+    return _head(recording) | {"traceEvents": list(_events(recording)), "recording": recording.to_json()}
+
+
+def text(recording: Recording) -> Iterator[str]:
+    """The document as JSON, in pieces that are made one after another."""
+    yield json.dumps(_head(recording))[:-1] + ',"traceEvents":['
+    yield from rows_text(_events(recording))
+    yield '],"recording":'
+    yield from recording.text()
+    yield "}"
+
+
+def _head(recording: Recording) -> dict[str, Any]:
+    return {"displayTimeUnit": "ms", "otherData": {"device": recording.device, "policy": recording.policy}}
 
 
 def named(pid: int, tid: int, kind: str, name: str) -> dict[str, Any]:
@@ -59,7 +67,8 @@ def life(
     yield flow | {"ph": "f", "bp": "e", "tid": tid, "ts": start_us}
 
 
-def _events(recording: Recording, origin_us: float) -> Iterator[dict[str, Any]]:
+def _events(recording: Recording) -> Iterator[dict[str, Any]]:
+    origin_us = min((request.submitted_us for request in recording.requests), default=recording.now_us)
     intervals = Intervals(recording)
     yield named(1, 0, "process_name", f"{recording.policy} on {recording.device}")
     for lane in sorted({r.lane for r in recording.requests if r.lane is not None} | set(range(len(recording.lanes)))):
@@ -109,10 +118,10 @@ def _waiting(requests: Sequence[Traced], intervals: Intervals, origin_us: float)
 
 def _decision(decision: Decision, recording: Recording, origin_us: float) -> dict[str, Any]:
     about = f" {decision.task} #{decision.number}" if decision.number is not None else ""
-    told = {f"command {i}": told(done, recording) for i, done in enumerate(decision.commands, 1)}
+    commands = {f"command {i}": told(done, recording) for i, done in enumerate(decision.commands, 1)}
     return {
         "ph": "i", "s": "t", "pid": 1, "tid": _DECISIONS, "ts": _round(decision.time_us - origin_us),
-        "name": f"{decision.event}{about}", "cat": "decision", "args": told,
+        "name": f"{decision.event}{about}", "cat": "decision", "args": commands,
     }  # fmt: skip
 
 

@@ -41,7 +41,7 @@ class Recorder:
         Time in us: that of the responses.
     """
 
-    def __init__(self, keep: int = 4096, *, clock: Callable[[], float] = lambda: perf_counter_ns() / 1e3) -> None:
+    def __init__(self, keep: int = 1000, *, clock: Callable[[], float] = lambda: perf_counter_ns() / 1e3) -> None:
         self.clock = clock
         self._device, self._policy = "", ""
         self._lanes: Sequence[Lane] = ()

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from miriam.errors import TraceError
 from miriam.task import Criticality
 
-__all__ = ["VERSION", "Decision", "Done", "Outcome", "Recording", "Traced", "level_name", "read"]
+__all__ = ["VERSION", "Decision", "Done", "Outcome", "Recording", "Traced", "level_name", "read", "rows_text"]
 
 VERSION = 1
 """Of the form of a document."""
+
+_ROWS = ("requests", "decisions")
+_SHORT = (",", ":")
+_PIECE = 40  # rows
 
 
 class Outcome:
@@ -188,12 +193,19 @@ class Recording:
 
     def to_json(self) -> dict[str, Any]:
         """As a document."""
-        raw = {f.name: getattr(self, f.name) for f in fields(self)}
-        raw["requests"] = [_plain(request) for request in self.requests]
-        raw["decisions"] = [
-            _plain(decision) | {"commands": [_plain(done) for done in decision.commands]} for decision in self.decisions
-        ]
-        return {"version": VERSION} | raw
+        return self._head() | {name: list(map(_plain, getattr(self, name))) for name in _ROWS}
+
+    def text(self) -> Iterator[str]:
+        """The document as JSON, in pieces that are made one after another."""
+        yield json.dumps(self._head(), separators=_SHORT)[:-1]
+        for name in _ROWS:
+            yield f',"{name}":['
+            yield from rows_text(map(_plain, getattr(self, name)))
+            yield "]"
+        yield "}"
+
+    def _head(self) -> dict[str, Any]:
+        return {"version": VERSION} | {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _ROWS}
 
     @staticmethod
     def from_json(raw: Any) -> Recording:
@@ -242,6 +254,14 @@ def level_name(level: int) -> str:
     return Criticality(level).name.lower() if named else f"level {level}"
 
 
+def rows_text(rows: Iterable[Any]) -> Iterator[str]:
+    """The inside of a JSON list, in pieces of a few rows: to write all of it at once would hold up every thread."""
+    rest, comma = iter(rows), ""
+    while piece := list(islice(rest, _PIECE)):
+        yield comma + json.dumps(piece, separators=_SHORT)[1:-1]
+        comma = ","
+
+
 def read(path: Path | str) -> Recording:
     """The recording in a file that ``miriam trace`` wrote.
 
@@ -266,6 +286,8 @@ def _plain(row: Traced | Decision | Done) -> dict[str, Any]:
         value = getattr(row, name)
         if value != default:
             found[name] = value
+    if isinstance(row, Decision):
+        found["commands"] = [_plain(done) for done in row.commands]
     return found
 
 

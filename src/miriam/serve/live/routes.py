@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import json
 import math
+from collections.abc import AsyncIterator, Iterator
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from miriam.errors import TraceError
 from miriam.serve.live.snapshot import Snapshots
 from miriam.trace.explain import explain
-from miriam.trace.perfetto import document
+from miriam.trace.perfetto import text
 
 if TYPE_CHECKING:
     from miriam.serve.service import Service
@@ -60,8 +62,8 @@ def routes(service: Service, recorder: Recorder) -> list[Route]:
             return _refused(400, f"there is no form {form!r:.40}: ask for recording or perfetto")
         recording = recorder.recording()
         if form == "recording":
-            return _json(recording.to_json())
-        return _json(document(recording), {"Content-Disposition": 'attachment; filename="miriam-trace.json"'})
+            return _stream(recording.text())
+        return _stream(text(recording), {"Content-Disposition": 'attachment; filename="miriam-trace.json"'})
 
     async def story(request: Request) -> Response:
         try:
@@ -109,9 +111,18 @@ def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def _json(value: Any, headers: dict[str, str] | None = None) -> Response:
+def _json(value: Any) -> Response:
     text = json.dumps(value, separators=(",", ":"), allow_nan=False)
-    return Response(text, media_type="application/json", headers=_NO_STORE | (headers or {}))
+    return Response(text, media_type="application/json", headers=_NO_STORE)
+
+
+def _stream(pieces: Iterator[str], headers: dict[str, str] | None = None) -> Response:
+    async def one_by_one() -> AsyncIterator[str]:
+        for piece in pieces:
+            yield piece
+            await asyncio.sleep(0)  # let others go first, and the thread that runs the models
+
+    return StreamingResponse(one_by_one(), media_type="application/json", headers=_NO_STORE | (headers or {}))
 
 
 def _refused(status: int, message: str) -> Response:

@@ -88,13 +88,14 @@
   // Tasks
 
   const tasks = () => {
-    const most = Math.max(2, ...news.tasks.map((task) => task.slowdown_p99 ?? 0));
+    const mostOf = (critical) => Math.max(2, ...news.tasks.filter((task) => task.level > 0 === critical).map((task) => task.slowdown_p99 ?? 0));
+    const scales = { true: mostOf(true), false: mostOf(false) };
     $("tasks").replaceChildren(...news.tasks.map((task) => {
       if (task.level === undefined) {
         return el("tr", {}, el("th", { scope: "row" }, el("i", { class: "dot", paint: "rule" }), task.name),
           el("td", { colspan: 9, class: "soft" }, `${task.state.toLowerCase()}${task.reason ? `: ${task.reason}` : ""}`));
       }
-      const colour = paint(task.name, task.level), per = perSecond(task.name), dash = "–";
+      const colour = paint(task.name, task.level), per = perSecond(task.name), dash = "–", most = scales[task.level > 0];
       const number = (label, text, alarm) => el("td", { class: alarm ? "num alarm" : "num", "data-label": label }, text);
       const against = task.slowdown_p99
         ? el("div", { class: "meter" }, el("b", {}, times(task.slowdown_p99)), el("span", {},
@@ -211,11 +212,12 @@
     const aloneOf = new Map(news.tasks.map((task) => [task.name, known.get(task.name) ? task.alone_p50_us : task.p50_us]));
     const rows = shown().filter((row) => row[FINISHED] !== null && aloneOf.get(row[TASK]))
       .map((row) => [(row[FINISHED] - row[SUBMITTED]) / aloneOf.get(row[TASK]), row]).sort((a, b) => b[0] - a[0]);
-    const best = [], counts = new Map();
-    for (const [slow, row] of rows) {
-      const count = counts.get(row[TASK]) ?? 0;
-      if (count < 3 && best.length < 5) { best.push([slow, row]); counts.set(row[TASK], count + 1); }
-    }
+    const counts = new Map(), ranked = rows.map(([slow, row]) => {
+      counts.set(row[TASK], (counts.get(row[TASK]) ?? 0) + 1);
+      return [slow, row, counts.get(row[TASK])];
+    });
+    const urgent = (a, b) => b[1][LEVEL] - a[1][LEVEL] || b[0] - a[0];
+    const best = ranked.sort((a, b) => a[2] - b[2] || urgent(a, b)).slice(0, 6).sort(urgent);  // the first of every task, then the second
     $("slow-sub").textContent = `of the last ${span} s. Grey: waited. Pale: paused.`;
     const items = best.map(([slow, row]) => {
       const colour = paint(row[TASK], row[LEVEL]), of = parts(row);
@@ -268,7 +270,7 @@
         pen.globalAlpha = 1;
         font(11.5, 500);
         const name = `${row[TASK]} ${row[NUMBER]}`;
-        if (stop - begin > 24 && pen.measureText(name).width < stop - begin - 8) {
+        if (x(edges[1]) - begin > 24 && pen.measureText(name).width < x(edges[1]) - begin - 8) {
           pen.fillStyle = level > 0 ? colour("c-ink") : "#241703"; pen.textAlign = "left"; pen.fillText(name, Math.max(begin, 0) + 5, bar + 17);
         }
         if (row[NUMBER] === chosen) { pen.strokeStyle = colour("accent"); pen.lineWidth = 2; pen.strokeRect(begin, bar - 1, Math.max(stop - begin, 3), 28); pen.lineWidth = 1; }

@@ -21,6 +21,7 @@ __all__ = ["Snapshots"]
 
 _POINTS = 80  # of a distribution
 _MOST = 600  # requests in one document
+_PIECE = 40
 _DECISIONS = 60
 _FRESH_US = 4e5  # distributions are not worked out again for so long: several people may look at one server
 _COUNTS = ("submitted", "answered", "failed", "timed_out", "cancelled", "rejected", "queue_depth", "running",
@@ -51,6 +52,11 @@ class Snapshots:
         begin_us = min((request.submitted_us for request in recording.requests), default=since_us)
         # What paused a request may have ended long before it did.
         intervals = Intervals(self._recorder.recording(since_us=min(begin_us, since_us)))
+        rows = []
+        for count, request in enumerate(recording.requests, 1):
+            rows.append(_row(request, intervals))
+            if not count % _PIECE:
+                await asyncio.sleep(0)  # let the thread that runs the models have its turn
         runtime = self._service.runtime
         return {
             "now_us": round(recording.now_us, 1),
@@ -67,7 +73,7 @@ class Snapshots:
             ],
             "tasks": self._tasks,
             "report": self._report,
-            "requests": [_row(request, intervals) for request in recording.requests],
+            "requests": rows,
             "decisions": [
                 [
                     round(one.time_us, 1),
