@@ -2,7 +2,7 @@
 
     python benchmarks/serve_overhead.py [--seconds 4] [--rounds 5] [--out benchmarks/records]
 
-Latency: ``small`` (an MLP in NumPy), one request after another: called as a function, through ``miriam.Runtime`` in
+Latency: ``small`` (a little NumPy), one request after another: called as a function, through ``miriam.Runtime`` in
 this process, and through the server over gRPC and HTTP. These take turns in every round. Throughput: ``tiny`` (one
 addition), several requests at a time. Server and clients are processes of their own on this machine.
 """

@@ -23,16 +23,9 @@ if "torch" in sys.modules:
 def tiny():
     return lambda x: x + x
 
-def small():
-    rng = np.random.default_rng(0)
-    layers = [rng.standard_normal((768, 768), np.float32) / 28 for _ in range(4)]
-
-    def network(x):
-        for layer in layers:
-            x = np.maximum(x @ layer, 0)
-        return x
-
-    return network
+def small():  # about half a millisecond on one core, without a library that has threads of its own
+    weights = np.random.default_rng(0).standard_normal((256, 768), np.float32)
+    return lambda x: np.tanh(weights * x).sum(axis=1)
 """
 SHAPES: Mapping[str, Sequence[int]] = {"tiny": (1, 16), "small": (1, 768)}
 
