@@ -60,14 +60,14 @@ class Serving:
             await self.server.load()
             entries = self.server.service.repository.items()
             assert self.server.service.ready(), {name: entry.reason for name, entry in entries}
+            self.http, self.grpc, self.metrics = (
+                f"127.0.0.1:{self.server.ports[name]}" for name in ("http", "grpc", "metrics")
+            )
         except BaseException as error:
             ready.set_exception(error)
-            return
-        self.http, self.grpc, self.metrics = (
-            f"127.0.0.1:{self.server.ports[name]}" for name in ("http", "grpc", "metrics")
-        )
-        ready.set_result(None)
-        await self._end.wait()
+        else:
+            ready.set_result(None)
+            await self._end.wait()
         await self.server.stop()
 
     def statistics(self, model: str) -> TaskStatistics:
