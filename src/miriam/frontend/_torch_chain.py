@@ -24,8 +24,8 @@ _Tensors: TypeAlias = Sequence[torch.Tensor]
 
 
 def torch_chain(
-    model: torch.nn.Module | torch.export.ExportedProgram, example: Any, *, name: str, threads: int | None,
-    inputs: Sequence[str], outputs: Sequence[str],
+    model: torch.nn.Module | torch.export.ExportedProgram, example: Any, name: str, threads: int | None,
+    rows: int | None, inputs: Sequence[str], outputs: Sequence[str],
 ) -> Chain:  # fmt: skip
     """Make a chain; see :meth:`miriam.frontend.chain.Chain.of`.
 
@@ -35,32 +35,31 @@ def torch_chain(
     module: torch.nn.Module
     if isinstance(model, torch.export.ExportedProgram):
         module = model.module(check_guards=False)
-        tensors = list(model.state_dict.values())
         if example is None and model.example_inputs is not None:
             example = model.example_inputs[0]
     else:
-        module, tensors = model, [*model.parameters(), *model.buffers()]
+        module = model
         if model.training:
             raise CompileError(f"{name} is in training mode: call .eval() on it")
     if example is None:
         raise CompileError(f"{name} needs an example of its inputs: shapes and dtypes follow from it")
     given = [_tensor(x).detach() for x in as_arrays(example)]
-    if any(tensor.device.type != "cpu" for tensor in (*tensors, *given)):
+    if any(tensor.device.type != "cpu" for tensor in (*module.parameters(), *module.buffers(), *given)):
         raise CompileError(f"{name} or its example is not on the host: move it with .cpu()")
     given = [x.clone() for x in given]
-    with torch.no_grad(), _threads(threads):
+    with torch.no_grad(), _threads(threads), _restored(list(module.buffers())) as changed:
         try:
-            result, keeps = _tried(module, given, tensors)
+            result = module(*(x.clone() for x in given))
         except Exception as error:
             raise CompileError(f"{name} fails on its example: {type(error).__name__}: {error}") from error
         expected = outputs_of(result)
         if not expected:
             raise CompileError(f"{name} gives no tensor")
-        if keeps:
-            rows, body, note = 0, alone(module, given, "it keeps something from one request to the next"), ""
+        if changed():
+            size, body, note = 0, alone(module, given, "it keeps something from one request to the next"), ""
         else:
-            rows, body, note = _chosen(module, given, expected)
-        steps = _steps(body, rows, len(expected[0]) if rows else 0)
+            size, body, note = _chosen(module, given, expected, rows)
+        steps = _steps(body, size, len(expected[0]) if size else 0)
         formats = [_format(x) for x in given]
 
         def begin(asked: Sequence[Any] | None) -> _State:
@@ -77,52 +76,80 @@ def torch_chain(
             (named(outputs, len(expected), "output", name), expected),
         )
     )
-    meta = {"torch": torch.__version__, "rows of a slice": str(rows or "all")}
+    meta = {"torch": torch.__version__, "rows of a slice": str(size or "all")}
     program = host_program(name, [step.label for step in steps], ins, outs, meta)
     notes = tuple(f"{name}: {note}" for note in (body.why and f"one step, since {body.why}", note) if note)
     return Chain(name, program, tuple(steps), begin, _State.end, step_us, _structure(result), _use, notes)
 
 
-def _tried(module: torch.nn.Module, given: _Tensors, tensors: _Tensors) -> tuple[Any, bool]:
-    """What a module gives for its example, and whether it changes itself meanwhile, which is taken back."""
+@contextmanager
+def _restored(tensors: _Tensors) -> Iterator[Callable[[], bool]]:
+    """Leave these as they were; what is given says whether they are that now."""
     before = [tensor.clone() for tensor in tensors]
-    result = module(*(x.clone() for x in given))
-    changed = [(t, old) for t, old in zip(tensors, before, strict=True) if not _same(t, old)]
-    for tensor, old in changed:
-        tensor.copy_(old)
-    return result, bool(changed)
+
+    def changed() -> bool:
+        return not all(map(_same, tensors, before))
+
+    try:
+        yield changed
+    finally:
+        for tensor, old in zip(tensors, before, strict=True):
+            if not _same(tensor, old):
+                tensor.copy_(old)
 
 
-def _chosen(module: torch.nn.Module, given: _Tensors, expected: _Tensors) -> tuple[int, Body, str]:
+def _chosen(
+    module: torch.nn.Module, given: _Tensors, expected: _Tensors, rows: int | None
+) -> tuple[int, Body, str]:  # fmt: skip
     """Rows of a slice (0: the batch is computed as a whole), what computes it, and what is to be said about it."""
-    body = stepwise(module, given, expected)
-    if (longest_us := max(body.times_us)) <= _LONG_US:
-        return 0, body, ""
     batch = len(given[0]) if given and given[0].dim() else 0
-    if batch < 2 or any(not t.dim() or len(t) != batch for t in (*given, *expected)):
+    if rows is not None and (rows < 1 or batch % rows):
+        raise CompileError(f"slices of {rows} rows do not make up a batch of {batch} rows: take a divisor")
+    body = stepwise(module, given, expected)
+    longest_us, whole_us = max(body.times_us), sum(body.times_us)
+    sizes = [n for n in range(batch - 1, 0, -1) if batch % n == 0]
+    if rows is not None:
+        sizes = [n for n in sizes if n == rows]
+    elif longest_us <= _LONG_US:
+        sizes = []
+    elif sizes:
+        sizes = [n for n in sizes if n * longest_us <= 2 * _LONG_US * batch] or sizes[-1:]
+    if not sizes or any(not t.dim() or len(t) != batch for t in (*given, *expected)):
         return 0, body, ""
-    rows, sizes = 0, [n for n in range(batch - 1, 0, -1) if batch % n == 0]
-    if not _independent(module, given, expected):
-        return 0, body, "the rows of its batch depend on each other, so no slice can be computed by itself"
-    whole_us = sum(body.times_us)
-    for size in [n for n in sizes if n * longest_us <= 2 * _LONG_US * batch] or sizes[-1:]:
-        parts = [outputs_of(module(*(x[i : i + size].clone() for x in given))) for i in range(0, batch, size)]
-        if any(len(t) != size for part in parts for t in part) or not close(
-            [torch.cat(pieces) for pieces in zip(*parts, strict=True)], expected
-        ):
-            return 0, body, "slices of its batch give something else than the batch as a whole"
+    given, others = [_other(x) for x in given], given
+    try:
+        expected = outputs_of(module(*(x.clone() for x in given)))
+        independent = _independent(module, given, others, expected)
+    except Exception:  # it minds what it is given
+        independent = False
+    if not independent:
+        return 0, body, "the rows of its batch depend on each other, so all are computed together"
+    chosen = 0
+    for size in sizes:
+        parts = _in_slices(module, given, size)
+        if parts is None or not close([torch.cat(pieces) for pieces in zip(*parts, strict=True)], expected):
+            return 0, body, "slices of its batch give something else than all of it, so it is computed as a whole"
         found = stepwise(module, [x[:size].clone() for x in given], parts[0])
-        if sum(found.times_us) * batch / size > _COST * whole_us:
+        if rows is None and sum(found.times_us) * batch > _COST * whole_us * size:
             break
-        rows, body = size, found
+        chosen, body = size, found
         if max(found.times_us) <= _LONG_US:
             break
-    return rows, body, ""
+    return chosen, body, ""
 
 
-def _independent(module: torch.nn.Module, given: _Tensors, expected: _Tensors) -> bool:
+def _in_slices(module: torch.nn.Module, given: _Tensors, size: int) -> list[list[torch.Tensor]] | None:
+    """Outputs of each slice by itself; None if the module takes none, or gives something of another size."""
+    try:
+        parts = [outputs_of(module(*(x[i : i + size].clone() for x in given))) for i in range(0, len(given[0]), size)]
+    except Exception:
+        return None
+    sizes = {len(t) if t.dim() else 0 for part in parts for t in part}
+    return parts if sizes == {size} and len({len(part) for part in parts}) == 1 else None
+
+
+def _independent(module: torch.nn.Module, given: _Tensors, others: _Tensors, expected: _Tensors) -> bool:
     """Whether each row of the outputs is the same to the bit whatever is in the other rows of the inputs."""
-    others = [_other(x) for x in given]
     if all(map(_same, given, others)):
         return False  # nobody can know
     some = torch.zeros(len(given[0]), dtype=torch.bool)
@@ -131,7 +158,10 @@ def _independent(module: torch.nn.Module, given: _Tensors, expected: _Tensors) -
         mixed = [x.clone() for x in others]
         for x, own in zip(mixed, given, strict=True):
             x[rows] = own[rows]
-        if not all(_same(a[rows], b[rows]) for a, b in zip(outputs_of(module(*mixed)), expected, strict=True)):
+        found = outputs_of(module(*mixed))
+        if len(found) != len(expected) or not all(
+            _same(a[rows], b[rows]) for a, b in zip(found, expected, strict=True)
+        ):
             return False
     return True
 

@@ -22,7 +22,7 @@ State: TypeAlias = Any
 
 Step: TypeAlias = Callable[[State], None]
 
-_RUNS, _LONG_S = 7, 0.5  # how often the steps are timed, and for how long at most
+_RUNS, _FEW, _LONG_S = 9, 4, 0.5  # how often steps are timed; a few times even where that takes long
 
 
 def one_or_all(outputs: Sequence[Any]) -> Any:
@@ -76,8 +76,8 @@ class Chain:
 
     @staticmethod
     def of(
-        model: object, example: Any = None, *, name: str, threads: int | None = None, inputs: Sequence[str] = (),
-        outputs: Sequence[str] = (),
+        model: object, example: Any = None, *, name: str, threads: int | None = None, rows: int | None = None,
+        inputs: Sequence[str] = (), outputs: Sequence[str] = (),
     ) -> Chain:  # fmt: skip
         """Make a chain of a model, and run it several times on the example.
 
@@ -94,6 +94,10 @@ class Chain:
             Of the program.
         threads
             That the steps will be given; None: as many as they take by themselves.
+        rows
+            Of a module, how many rows of a batch are computed at a time, where they can be computed apart from each
+            other. None: chosen by measurements, so that outputs can differ from one process to another as sums of
+            different order do; within a chain they never differ.
         inputs, outputs
             Names of the tensors; ``input0``, ``output0`` and so on where there are none.
 
@@ -107,7 +111,7 @@ class Chain:
         ):
             from miriam.frontend._torch_chain import torch_chain
 
-            return torch_chain(model, example, name=name, threads=threads, inputs=inputs, outputs=outputs)
+            return torch_chain(model, example, name, threads, rows, inputs, outputs)
         calls = (model,) if callable(model) else tuple(model) if isinstance(model, Sequence) else ()
         if not calls or not all(callable(call) for call in calls):
             raise CompileError(
@@ -180,14 +184,14 @@ def timed(
     """What each step takes, in us, as the median (or what ``of`` says) of several runs; and the last run's state."""
     runs: list[list[float]] = []
     since = perf_counter()
-    while not runs or (len(runs) < _RUNS and perf_counter() - since < _LONG_S):
+    while len(runs) < _FEW or (len(runs) < _RUNS and perf_counter() - since < _LONG_S):
         state, times = begin(), []
         for step in steps:
             before = perf_counter()
             step(state)
             times.append(1e6 * (perf_counter() - before))
         runs.append(times)
-    return tuple(map(of, zip(*(runs[1:] or runs), strict=True))), state
+    return tuple(map(of, zip(*runs[1:], strict=True))), state  # the first is not like the others
 
 
 def _callables(
