@@ -121,8 +121,7 @@ def analyse(demands: Sequence[Demand], depth: int = 1) -> list[Verdict]:
         if busy_ns is None:
             why = why or _OVERLOADED
             continue
-        # Where one of them is late, others of the level can be at other times than those that were looked at.
-        response_ns = {v.name: v.response_ns or busy_ns for v in found} if all(v.holds for v in found) else {}
+        response_ns = {verdict.name: verdict.response_ns or busy_ns for verdict in found}
         above += [(demand, response_ns.get(demand.name, busy_ns)) for demand in own]
     return verdicts
 
@@ -152,13 +151,11 @@ class _Level:
         points = None if busy_ns is None else self._points(busy_ns)
         if busy_ns is None or points is None:
             return [Verdict(d.name, None, d.deadline_ns or 0, why or _OVERLOADED) for d in self._timed]
-        # What is due latest after its deadline; where nothing is late, every response is within the busy time.
-        worst = {demand.name: (0, demand.deadline_ns or 0) for demand in self._timed}
-        for at_ns, demand in points:
+        late = []
+        for at_ns in points:
             work_ns = self._begun_ns(at_ns) + sum(self._due_ns(other, at_ns) for other in self._timed)
-            late_ns = self._settled_ns(work_ns) - at_ns
-            worst[demand.name] = max(worst[demand.name], (late_ns, at_ns))
-        return [self._verdict(demand, *worst[demand.name], busy_ns) for demand in self._timed]
+            late.append((self._settled_ns(work_ns) - at_ns, at_ns))
+        return [self._verdict(demand, late, busy_ns) for demand in self._timed]
 
     def busy_ns(self, tasks: Sequence[Demand]) -> int | None:
         """The longest time in which requests of these tasks are there without a break; None: no bound."""
@@ -166,7 +163,9 @@ class _Level:
         share += sum(d.cost_ns / (d.gap_ns or 1) for d, _ in self._above)
         if share >= _FULL:
             return None
-        return self._settled_ns(self._begun_ns(0), tasks)
+        first_ns = min((d.deadline_ns or 0 for d in self._timed), default=None)
+        # Of requests that were begun before, only those with a deadline after some other one have to be waited for.
+        return self._settled_ns(self._step_ns if first_ns is None else self._begun_ns(first_ns), tasks)
 
     def _settled_ns(self, once_ns: int, tasks: Sequence[Demand] = ()) -> int:
         """The least time in which some work is done, and what comes of these tasks and of those above meanwhile."""
@@ -180,12 +179,14 @@ class _Level:
     def _above_ns(self, time_ns: int) -> int:
         return sum(_times(time_ns + pending_ns, d) * d.cost_ns for d, pending_ns in self._above)
 
-    def _points(self, until_ns: int) -> list[tuple[int, Demand]] | None:
-        """Deadlines up to a time; None if there are too many."""
+    def _points(self, until_ns: int) -> list[int] | None:
+        """Deadlines up to a time, and the first of each task; None if there are too many."""
         number = sum((until_ns - (d.deadline_ns or 0)) // (d.gap_ns or 1) + 1 for d in self._timed)
         if number > _POINTS:
             return None
-        return [(at_ns, d) for d in self._timed for at_ns in range(d.deadline_ns or 0, until_ns + 1, d.gap_ns or 1)]
+        points = {d.deadline_ns or 0 for d in self._timed}
+        points.update(*(range(d.deadline_ns or 0, until_ns + 1, d.gap_ns or 1) for d in self._timed))
+        return sorted(points)
 
     def _due_ns(self, demand: Demand, at_ns: int) -> int:
         """``dbf``."""
@@ -201,8 +202,11 @@ class _Level:
         later = sorted((d.cost_ns for d in self._own if d.deadline_ns is None or d.deadline_ns > at_ns), reverse=True)
         return self._step_ns + sum(later[: self._depth])
 
-    def _verdict(self, demand: Demand, late_ns: int, at_ns: int, busy_ns: int) -> Verdict:
+    def _verdict(self, demand: Demand, late: Sequence[tuple[int, int]], busy_ns: int) -> Verdict:
+        """Of one task, from how late the level is after which times: its deadline may be at any that is long enough."""
         deadline_ns = demand.deadline_ns or 0
+        late_ns, at_ns = max((late_ns, at_ns) for late_ns, at_ns in late if at_ns >= deadline_ns)
+        # Where nothing is late, a response is within the busy time.
         response_ns = deadline_ns + late_ns if late_ns > 0 else min(busy_ns, deadline_ns)
         begun_ns = self._begun_ns(at_ns) - self._step_ns
         others_ns = sum(self._due_ns(other, at_ns) for other in self._timed) - demand.cost_ns
