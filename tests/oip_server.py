@@ -51,6 +51,7 @@ class Models:
     def __init__(self) -> None:
         self.seen: Counter[str] = Counter()
         self.parameters: list[dict[str, Any]] = []
+        self.authorization: str | None = None
         self._one_at_a_time = asyncio.Lock()
 
     def describe(self, name: str) -> dict[str, Any]:
@@ -108,6 +109,7 @@ class Http:
 
     async def infer(self, request: Request) -> Response:
         body = await request.body()
+        self.models.authorization = request.headers.get("authorization")
         length = int(request.headers["inference-header-content-length"])
         head = json.loads(body[:length])
         (given,) = head["inputs"]
@@ -138,6 +140,7 @@ class Grpc(stubs.GRPCInferenceServiceServicer):
 
     async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
         with self._guard(context) as refuse:
+            self.models.authorization = dict(context.invocation_metadata()).get("authorization")
             x = np.frombuffer(request.raw_input_contents[0], np.float32).reshape(request.inputs[0].shape)
             parameters = {name: value.int64_param for name, value in request.parameters.items()}
             y = (await self.models.infer(request.model_name, x, parameters)).astype(np.float32)

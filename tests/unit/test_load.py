@@ -209,9 +209,9 @@ def url(server: OipServer, request: pytest.FixtureRequest) -> str:
     return str(getattr(server, request.param))
 
 
-def over(url: str, do: Callable[[Sender], Any]) -> Any:
+def over(url: str, do: Callable[[Sender], Any], token_file: Path | None = None) -> Any:
     async def run() -> Any:
-        own = sender(Server.of(url))
+        own = sender(Server.of(url, token_file=token_file))
         try:
             return await do(own)
         finally:
@@ -220,7 +220,7 @@ def over(url: str, do: Callable[[Sender], Any]) -> Any:
     return asyncio.run(run())
 
 
-def test_a_request_goes_there_and_its_answer_comes_back(server: OipServer, url: str) -> None:
+def test_a_request_goes_there_and_its_answer_comes_back(server: OipServer, url: str, tmp_path: Path) -> None:
     async def ask(own: Sender) -> Any:
         described = await own.describe("double")
         caller = Caller("double", Closed(), priority=2, timeout_us=1500)
@@ -228,13 +228,16 @@ def test_a_request_goes_there_and_its_answer_comes_back(server: OipServer, url: 
         answer = await own.send(own.serialise(asked), 5.0, lambda: None)
         return described, asked, own.outputs(answer)
 
-    described, asked, outputs = over(url, ask)
+    token = tmp_path / "token"
+    token.write_text("sesame\n")
+    described, asked, outputs = over(url, ask, token)
     assert described == Described({"x": ("FP32", (SIZE,))}, 1)
     ((name, contents),) = outputs
     assert name == "y"
     assert np.array_equal(np.frombuffer(contents, np.float32), 2 * asked.tensors["x"][1])
     sent = server.models.parameters[-1]
     assert (sent["priority"], sent["timeout"]) == (2, 1500)
+    assert server.models.authorization == "Bearer sesame"
 
 
 @pytest.mark.parametrize(
@@ -261,7 +264,8 @@ def test_no_server_is_a_reason_too(scheme: str) -> None:
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [(b"nonsense\r\n\r\n", "connection"), (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nfour", "connection"),
-     (b"HTTP/1.1 418 No\r\nContent-Length: 0\r\n\r\n", "HTTP 418")],
+     (b"HTTP/1.1 418 No\r\nContent-Length: 0\r\n\r\n", "HTTP 418"), (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", "internal"),
+     (b"HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\n{\"inputs\":1}", "internal")],
 )  # fmt: skip
 def test_servers_that_misbehave(answer: bytes, reason: str) -> None:
     async def ask() -> None:

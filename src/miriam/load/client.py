@@ -7,6 +7,7 @@ import gc
 import math
 import selectors
 import time
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -192,12 +193,21 @@ async def call(
                 arrival_us = now_us()
 
     async def open_arrivals() -> None:
-        under_way: set[asyncio.Task[float]] = set()
-        for arrival_us in due_us.tolist():
-            await asyncio.sleep(max(0.0, arrival_us - now_us()) * 1e-6)
-            task = asyncio.create_task(one(arrival_us))
-            under_way.add(task)
-            task.add_done_callback(under_way.discard)
+        running, under_way = asyncio.get_running_loop(), set[asyncio.Task[float]]()
+        left, all_sent = deque(due_us.tolist()), asyncio.Event()
+
+        def send_due() -> None:  # a callback: a coroutine that sleeps would wake up two turns of the loop later
+            while left and left[0] <= now_us():
+                task = asyncio.create_task(one(left.popleft()))
+                under_way.add(task)
+                task.add_done_callback(under_way.discard)
+            if left:
+                running.call_later((left[0] - now_us()) * 1e-6, send_due)
+            else:
+                all_sent.set()
+
+        send_due()
+        await all_sent.wait()
         await asyncio.gather(*under_way)
 
     if expected is not None:

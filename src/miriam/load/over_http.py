@@ -47,16 +47,20 @@ class HttpSender:
 
     async def describe(self, model: str) -> Described:
         """Ask what the model takes."""
-        found = await self._get(f"/v2/models/{quote(model, safe='')}")
+        path = f"/v2/models/{quote(model, safe='')}"
+        found = await self._get(path)
         try:
-            config = await self._get(f"/v2/models/{quote(model, safe='')}/config")
+            inputs = {t["name"]: (t["datatype"], tuple(map(int, t["shape"]))) for t in found["inputs"]}
+        except (KeyError, TypeError, ValueError) as error:
+            raise UnansweredError(
+                Status.INTERNAL, f"the answer to GET {path} does not say what the model takes"
+            ) from error
+        try:
+            config = await self._get(f"{path}/config")
             said = str(config["parameters"]["criticality"]["string_value"])
         except (UnansweredError, KeyError, TypeError):
             said = ""  # not every server has it
-        return Described(
-            {t["name"]: (t["datatype"], tuple(map(int, t["shape"]))) for t in found["inputs"]},
-            int(said) if said.isdecimal() else None,
-        )
+        return Described(inputs, int(said) if said.isdecimal() else None)
 
     async def _get(self, path: str) -> Any:
         request = f"GET {path} HTTP/1.1\r\nHost: {self._authority}\r\n".encode()
