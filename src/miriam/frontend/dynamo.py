@@ -129,8 +129,9 @@ class _Tasks:
         tensors = [x for x in args if isinstance(x, torch.Tensor)]
         if not tensors:
             raise CompileError("a graph without a tensor among its inputs: let backend 'eager' have it")
-        where = self.options.get("device") or _device(tensors[0])
-        runtime = self.options.get("runtime") or default_runtime(where)
+        runtime = self.options.get("runtime")
+        if runtime is None:
+            runtime = default_runtime(self.options.get("device") or _device(tensors[0]))
         inputs = [x.detach() for i, x in enumerate(args) if i not in self.weights and isinstance(x, torch.Tensor)]
         whole = _whole(self.graph, args, self.weights)
         model = whole if runtime.device.startswith("cpu") else _function(whole)
@@ -145,7 +146,7 @@ class _Tasks:
 
         try:
             with FakeTensorMode(allow_non_fake_inputs=True) as fake, torch.no_grad():
-                copies = [fake.from_tensor(x) if isinstance(x, torch.Tensor) else int(x) for x in example]
+                copies = [fake.from_tensor(x) if isinstance(x, torch.Tensor) else _hint(x) for x in example]
                 before = [getattr(x, "_version", 0) for x in copies]
                 self.graph(*copies)
         except Exception:  # what cannot be followed like this is found out when it is loaded
@@ -170,6 +171,11 @@ def _weights(graph: torch.fx.GraphModule) -> frozenset[int]:
         for i, node in enumerate(_placeholders(graph))
         if "_dynamo_static_input_type" in (node.meta.get("tensor_dict") or {})
     )
+
+
+def _hint(size: Any) -> Any:
+    """A size as a number; to ask for the number itself would settle it for good."""
+    return size.node.hint if hasattr(size, "node") else size
 
 
 def _device(tensor: torch.Tensor) -> str:
