@@ -105,6 +105,7 @@ def _fetch(url: str, token_file: Path | None) -> Recording:
         with urlopen(Request(f"{url.rstrip('/')}/v2/trace", headers=headers), timeout=30) as answer:
             raw = json.load(answer)
     except HTTPError as error:
+        error.close()
         way = ": give its token with --token-file" if error.code == 401 else ""
         raise TraceError(f"{url} says {error.code} {error.reason}{way}") from error
     except (URLError, OSError, http.client.HTTPException) as error:

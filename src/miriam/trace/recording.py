@@ -205,7 +205,8 @@ class Recording:
         yield "}"
 
     def _head(self) -> dict[str, Any]:
-        return {"version": VERSION} | {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _ROWS}
+        named = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _ROWS}
+        return {"version": VERSION} | named | {"lanes": list(self.lanes), "priorities": list(self.priorities)}
 
     @staticmethod
     def from_json(raw: Any) -> Recording:
@@ -285,7 +286,7 @@ def _plain(row: Traced | Decision | Done) -> dict[str, Any]:
     for name, default in _DEFAULTS[type(row)]:
         value = getattr(row, name)
         if value != default:
-            found[name] = value
+            found[name] = value if name != "limits" else {str(lane): sms for lane, sms in value.items()}
     if isinstance(row, Decision):
         found["commands"] = [_plain(done) for done in row.commands]
     return found
