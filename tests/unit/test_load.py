@@ -264,7 +264,8 @@ def test_no_server_is_a_reason_too(scheme: str) -> None:
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [(b"nonsense\r\n\r\n", "connection"), (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nfour", "connection"),
-     (b"HTTP/1.1 418 No\r\nContent-Length: 0\r\n\r\n", "HTTP 418"), (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", "internal"),
+     (b"HTTP/1.1 418 No\r\nContent-Length: 0\r\n\r\n", "HTTP 418"),
+     (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", "internal"),
      (b"HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\n{\"inputs\":1}", "internal")],
 )  # fmt: skip
 def test_servers_that_misbehave(answer: bytes, reason: str) -> None:
