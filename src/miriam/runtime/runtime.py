@@ -202,9 +202,7 @@ class Runtime:
 
         name = self._reserve(model, name)
         try:
-            adopted = adopt(
-                model, example, self._device, name, inputs=inputs, outputs=outputs, progress=self._progress
-            )
+            adopted = adopt(model, example, self._device, name, inputs=inputs, outputs=outputs, progress=self._progress)
             task = Task(name, adopted.program, level, times_us["deadline_ms"], times_us["period_ms"])
             entry = Entry(name, level, queue, self._keep)
             timeout_us = times_us["timeout_ms"]
@@ -366,9 +364,9 @@ def _positive(what: str, given_ms: float) -> float:
 
 def _name_of(model: Any) -> str:
     """What a model may be called that was given no name."""
+    if isinstance(model, str) or hasattr(model, "__fspath__"):
+        return re.sub(r"[^\w.-]+", "-", re.sub(r".*[/\\:]|\.miriam$", "", str(model))).strip("-") or "model"
     for found in (getattr(model, "name", None), getattr(model, "__name__", None)):
         if isinstance(found, str) and re.fullmatch(r"[\w.-]+", found):
             return found
-    if isinstance(model, str) or hasattr(model, "__fspath__"):
-        return re.sub(r"[^\w.-]+", "-", re.sub(r".*[/\\:]|\.miriam$", "", str(model))).strip("-") or "model"
     return type(model).__name__.lower()

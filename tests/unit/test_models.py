@@ -1,0 +1,210 @@
+"""What a user gives, on each kind of device: what runs, its names, and the structure of what comes back."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cuda_serving_support import affine, computes
+from fake_driver import FakeDriver
+from null_kernels import EFFECTS
+from support import Profiles
+
+from miriam import zoo
+from miriam.device.cpu import CpuDevice
+from miriam.device.cuda.serving import ServingCuda
+from miriam.errors import CompileError, DeviceError, InputError, ModelError, ProgramError
+from miriam.frontend.chain import Chain
+from miriam.program import Role
+from miriam.runtime import Runtime, Spec
+from miriam.runtime.models import Adopted, adopt, load_program
+
+with_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs torch")
+X = np.arange(6, dtype=np.float32).reshape(2, 3)
+
+
+@pytest.fixture
+def cu(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
+    fake = FakeDriver()
+    fake.effects.update(EFFECTS)
+    fake.install(monkeypatch)
+    monkeypatch.setattr("miriam.device.cuda.elastic.find_ptxas", lambda: None)
+    return fake
+
+
+def on_cpu(model: Any, example: Any = X, **more: Any) -> Adopted:
+    return adopt(model, example, CpuDevice(), "model", **more)
+
+
+def run(adopted: Adopted, *inputs: Any) -> Any:
+    """One request, by hand."""
+    chain = adopted.bound
+    state = chain.begin(adopted.unwrap(inputs))
+    for step in chain.steps:
+        step(state)
+    return adopted.wrap(chain.end(state), inputs)
+
+
+@pytest.mark.parametrize(
+    ("model", "wanted"),
+    [
+        (lambda x: 2 * x, 2 * X),
+        ([lambda x: (x, x + 1), lambda a, b: a * b], X * (X + 1)),
+        (Chain.of(np.exp, X, name="chain"), np.exp(X)),
+    ],
+    ids=["function", "functions", "chain"],
+)
+def test_what_can_be_called_becomes_a_chain_on_the_cores(model: Any, wanted: np.ndarray) -> None:
+    adopted = on_cpu(model)
+    assert adopted.inputs == (Spec("input0", "float32", (2, 3)),)
+    assert adopted.program is adopted.bound.program
+    np.testing.assert_allclose(run(adopted, X), wanted)
+
+
+def test_tensors_have_the_names_that_are_asked_for() -> None:
+    adopted = on_cpu(lambda a, b: (a + b, a - b), [X, X], inputs=["left", "right"], outputs=["sum", "rest"])
+    assert [spec.name for spec in adopted.inputs] == ["left", "right"]
+    assert [spec.name for spec in adopted.outputs] == ["sum", "rest"]
+    with pytest.raises(CompileError, match="model has 2 inputs, and the names given are left"):
+        on_cpu(lambda a, b: a + b, [X, X], inputs=["left"])
+
+
+@with_torch
+def test_a_module_gives_what_it_gives_and_tensors_for_tensors() -> None:
+    import torch
+
+    class Net(torch.nn.Module):
+        def forward(self, x: Any) -> Any:
+            return {"double": 2 * x, "parts": [x.sum(), (x.half(),)]}
+
+    adopted = on_cpu(Net().eval(), torch.from_numpy(X))
+    for x in (torch.randn(2, 3), X):
+        y = run(adopted, x)
+        assert set(y) == {"double", "parts"}
+        assert type(y["double"]) is type(x)
+        np.testing.assert_allclose(np.asarray(y["double"]), 2 * np.asarray(x))
+        assert y["parts"][1][0].shape == (2, 3)
+    exported = torch.export.export(Net().eval(), (torch.from_numpy(X),))
+    np.testing.assert_allclose(run(on_cpu(exported, None), X)["double"], 2 * X)
+
+
+@with_torch
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "int64", "bool", "float8_e4m3fn"])
+def test_outputs_are_of_the_kind_of_the_inputs(dtype: str) -> None:
+    """A GPU without ml_dtypes gives bits, with it arrays of its types."""
+    import torch
+
+    tensor = torch.tensor([[0.0, 1.0, 2.0]]).to(getattr(torch, dtype))
+    size = tensor.element_size()
+    bits = tensor.view(getattr(torch, f"int{8 * size}") if size > 1 else torch.uint8).numpy()
+    known = dtype in ("float16", "int64", "bool")
+    array = tensor.numpy() if known else bits
+    adopted = Adopted(affine("net"), (), (Spec("y", dtype, (1, 3)),))
+    back = adopted.wrap([array], [tensor])
+    assert back.dtype == tensor.dtype
+    assert torch.equal(back.float(), tensor.float())
+    if known:
+        assert adopted.wrap([array], [X]) is array
+    else:
+        with pytest.raises(ModelError, match="need ml_dtypes"):
+            adopted.wrap([array], [X])
+
+
+@pytest.mark.parametrize(
+    ("model", "error", "text"),
+    [
+        ("somewhere.miriam", DeviceError, "holds code for a GPU, and cpu has none: load the module"),
+        (affine("net"), DeviceError, "net holds code for a GPU"),
+        (3, CompileError, "model is a int: give a module of PyTorch, something that can be called"),
+    ],
+)
+def test_what_the_cores_do_not_run_is_refused(model: Any, error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        on_cpu(model)
+
+
+def test_a_program_is_found_by_its_path_and_in_the_zoo(tmp_path: Path) -> None:
+    affine("net").save(tmp_path / "net.miriam")
+    for path in (tmp_path / "net.miriam", str(tmp_path / "net.miriam")):
+        assert load_program(path) == affine("net")
+    assert load_program("zoo:alexnet-b1") is zoo.load("alexnet-b1")
+    with pytest.raises(ProgramError, match="there is no program file"):
+        load_program(tmp_path / "other.miriam")
+
+
+def test_a_simulated_gpu_runs_programs_and_nothing_else() -> None:
+    with Runtime("sim:orin", admission="off") as rt:
+        alexnet = rt.load("zoo:alexnet-b1")
+        (x,) = alexnet.inputs
+        y = alexnet(np.ones(x.shape, x.dtype))
+        assert y.shape == alexnet.outputs[0].shape
+        assert not y.any()
+        with pytest.raises(DeviceError, match="runs programs only, and double is a function"):
+            rt.load(lambda x: 2 * x, X, name="double")
+
+
+@pytest.mark.parametrize("device", ["cuda:0", "cuda:0/16"])
+def test_a_program_file_is_asked_on_a_gpu(cu: FakeDriver, tmp_path: Path, device: str) -> None:
+    """From the file to the answer, with everything but the GPU itself in between."""
+    for name, factor in (("net", 3), ("other", 5)):
+        computes(cu, name, factor)
+        affine(name, 8, factor).save(tmp_path / f"{name}.miriam")
+    with Runtime(device, store=Profiles(), admission="off") as rt:
+        net = rt.load(tmp_path / "net.miriam", criticality="critical", outputs=["tripled"])
+        other = rt.load(tmp_path / "other.miriam")
+        assert net.outputs == (Spec("tripled", "float32", (1, 8)),)
+        x = np.arange(8, dtype=np.float32)[None]
+        answers = [(task.submit(x + i), factor, x + i) for i in range(4) for task, factor in ((net, 3), (other, 5))]
+        for response, factor, given in answers:
+            assert np.array_equal(response.result(30.0), factor * given)
+        assert np.array_equal(net.submit(x, raw=True).result(30.0)[0], 3 * x)
+        assert np.array_equal(net.submit(x, criticality=3).result(30.0), 3 * x)
+        with pytest.raises(InputError, match="input x of net is float64"):
+            net(x.astype(np.float64))
+        rt.unload(other)
+        late = net.submit(x)
+        assert rt.notes
+    assert np.array_equal(late.result(30.0), 3 * x)
+    assert cu.leaks() == []
+
+
+@with_torch
+def test_tensors_of_the_host_go_through_a_gpu(cu: FakeDriver) -> None:
+    import torch
+
+    computes(cu, "net", 3)
+    with Runtime("cuda:0", store=Profiles(), admission="off") as rt:
+        net = rt.load(affine("net", 8, 3))
+        x = torch.arange(8.0)[None]
+        y = net(x)
+        assert isinstance(y, torch.Tensor)
+        assert torch.equal(y, 3 * x)
+    assert cu.leaks() == []
+
+
+def test_weights_that_are_not_there_are_said_so(cu: FakeDriver) -> None:
+    device = ServingCuda("cuda:0", Profiles())
+    alexnet = zoo.load("alexnet-b1")
+    assert any(b.role is Role.WEIGHT for b in alexnet.buffers)
+    with pytest.raises(ProgramError, match="alexnet-b1 carries no weights"):
+        adopt(alexnet, None, device, "net")
+    (note,) = adopt("zoo:alexnet-b1", None, device, "net").notes
+    assert "outputs mean nothing" in note
+    device.close()
+
+
+@with_torch
+@pytest.mark.parametrize("model", ["module", "function", "no model"])
+def test_without_a_pytorch_for_the_gpu_models_are_refused(cu: FakeDriver, model: str) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this PyTorch sees a GPU")
+    device = ServingCuda("cuda:0", Profiles())
+    given = {"module": torch.nn.ReLU().eval(), "function": torch.exp, "no model": 3}[model]
+    with pytest.raises(CompileError, match="needs a PyTorch that sees the GPU"):
+        adopt(given, X, device, "net")
+    device.close()
