@@ -2,8 +2,8 @@
 
     python benchmarks/cpu_company.py [--requests 600] [--rounds 6] [--out benchmarks/records]
 
-Critical: ResNet-34, batch 1, a request every 150 ms on average, never two at a time. Normal: ResNet-18, batch 16, one
-request after another. Ways that are compared take turns in every round: each network alone and both together, as
+Critical: ResNet-34, batch 1; the time between two requests is random, two to four times what one takes alone. Normal:
+ResNet-18, batch 16, one request after another. Ways that are compared take turns in every round: each network alone and both together, as
 chains on the CPU device with the policy ``resident``, and as modules that two threads call. A slowdown is against the
 same way alone.
 """
@@ -36,7 +36,7 @@ from miriam.task import Criticality, Request, Task
 from miriam.zoo.models import MODELS
 
 BATCH = 16
-GAP_S = (0.1, 0.2)  # between two critical requests: longer than one takes, and in no step with the normal ones
+GAP = (2.0, 4.0)  # between two critical requests, in what one takes alone: never two at a time, in no step with others
 
 
 @dataclass
@@ -180,6 +180,7 @@ def main() -> None:
     gc.collect()
     gc.freeze()  # what is there now stays: a collection that looks at all of PyTorch takes as long as a request
 
+    gap_s = [share * sum(chains["critical"].step_us) / 1e6 for share in GAP]
     both, rng = ("critical", "normal"), random.Random(0)
     runs: dict[str, tuple[Callable[..., None], dict, tuple[str, ...]]] = {
         "device, critical alone": (on_device, chains, ("critical",)),
@@ -193,7 +194,7 @@ def main() -> None:
     for _ in range(options.rounds):
         at_s, times_s = 0.2, []
         for _ in range(options.requests // options.rounds):
-            at_s += rng.uniform(*GAP_S)
+            at_s += rng.uniform(*gap_s)
             times_s.append(at_s)
         for what, (run, models, names) in runs.items():
             alone = names == ("normal",)
@@ -220,7 +221,7 @@ def main() -> None:
         "load_before": round(load, 2),
         "threads": torch.get_num_threads(),
         "rounds": options.rounds,
-        "gap_s": GAP_S,
+        "gap_ms": [round(1e3 * gap, 1) for gap in gap_s],
         "chains": {
             name: {
                 "steps": len(chain.steps),

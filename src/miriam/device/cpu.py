@@ -9,9 +9,9 @@ import re
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from time import perf_counter_ns
 
+from miriam.device._cpu_work import Job, Queue
 from miriam.device.base import (
     Command,
     Event,
@@ -27,8 +27,8 @@ from miriam.device.base import (
     check_limit,
     check_run,
 )
-from miriam.errors import DeviceError, ModelError, RequestError
-from miriam.frontend.chain import Chain, State
+from miriam.errors import DeviceError
+from miriam.frontend.chain import Chain
 from miriam.program import Program
 from miriam.task import Request, Task
 
@@ -84,9 +84,9 @@ class CpuDevice:
             self._bind(chain)
         self._due: list[tuple[float, int, Request | None]] = []
         self._count = itertools.count()
-        self._lanes: list[_Lane] = []
+        self._lanes: list[Queue] = []
         self._flying: set[Run] = set()
-        self._jobs: dict[Request, _Job] = {}
+        self._jobs: dict[Request, Job] = {}
         self._told: deque[Event] = deque()
         self._busy_us = 0.0
         self._steps = 0
@@ -136,7 +136,7 @@ class CpuDevice:
         check_lanes(lanes, self.geometry.sms)
         if any(lane.sms is not None for lane in lanes):
             raise DeviceError(f"{self.name} has no partitions: every step uses all of its threads")
-        self._lanes = [_Lane(lane.priority) for lane in lanes]
+        self._lanes = [Queue(lane.priority) for lane in lanes]
         self._trace_us = trace_us
         self._zero_ns = perf_counter_ns()
 
@@ -170,7 +170,7 @@ class CpuDevice:
             if command in self._flying:
                 raise DeviceError("a run was submitted twice: make a new Run for every submission")
             if command.request not in self._jobs:
-                self._jobs[command.request] = _Job(self._chain(command.request.task.program))
+                self._jobs[command.request] = Job(self._chain(command.request.task.program))
             self._lanes[command.lane].runs.append(command)
             self._flying.add(command)
 
@@ -229,7 +229,7 @@ class CpuDevice:
                 self._bell.wait(min(left_us / 1e6, threading.TIMEOUT_MAX))
         return True
 
-    def _next(self) -> _Lane | None:
+    def _next(self) -> Queue | None:
         """The lane that goes on: the highest that may, of equal ones the one that has waited longest."""
         held: set[int] = set()
         for lane in self._lanes:
@@ -242,7 +242,7 @@ class CpuDevice:
         ]
         return min(ready, key=lambda lane: (-lane.priority, lane.turn), default=None)
 
-    def _step(self, lane: _Lane) -> None:
+    def _step(self, lane: Queue) -> None:
         """Compute one step of the run at the head of a lane."""
         run = lane.runs[0]
         request, job = run.request, self._jobs[run.request]
@@ -256,12 +256,7 @@ class CpuDevice:
         begin_us = self.now_us
         if not step:
             request.start_us = begin_us
-        try:
-            job.run(request, self._limit)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # whatever a model raises is its own affair, even a wish to exit
-            request.error = error if isinstance(error, RequestError) else _of_model(request.task, error)
+        job.step(request, self._limit)
         lane.at, end_us = step + 1, self.now_us
         self._busy_us += end_us - begin_us
         self._steps += 1
@@ -280,52 +275,6 @@ class CpuDevice:
         else:
             return
         self._told.append(Event(EventKind.FINISHED, end_us, request, run))
-
-
-@dataclass(slots=True)
-class _Job:
-    """What a request has computed, and how many steps that took."""
-
-    chain: Chain
-    done: int = 0
-    state: State = None
-
-    def run(self, request: Request, threads: int | None) -> None:
-        """Compute the next step."""
-        if not self.done:
-            if threads is not None:
-                self.chain.threads(threads)
-            self.state = self.chain.begin(request.inputs)
-        self.chain.steps[self.done](self.state)
-        self.done += 1
-        if self.done == len(self.chain.steps) and request.inputs is not None:
-            request.outputs = self.chain.end(self.state)
-
-
-@dataclass(slots=True)
-class _Lane:
-    """A queue of runs; ``at``: the next step of the first, once it has begun; ``turn``: when it went last."""
-
-    priority: int
-    runs: deque[Run] = field(default_factory=deque)
-    at: int | None = None
-    paused: bool = False
-    turn: int = -1
-
-    def drop(self, request: Request) -> list[Run]:
-        """Forget the runs of a request that has failed; which they were."""
-        dropped = [run for run in self.runs if run.request is request]
-        if dropped and dropped[0] is self.runs[0]:
-            self.at = None
-        for run in dropped:
-            self.runs.remove(run)
-        return dropped
-
-
-def _of_model(task: Task, error: BaseException) -> ModelError:
-    failed = ModelError(f"{task.name} failed: {type(error).__name__}: {error}")
-    failed.__cause__ = error
-    return failed
 
 
 def _parse(name: str) -> int | None:
