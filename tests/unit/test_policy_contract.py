@@ -1,3 +1,5 @@
+"""The policy that holds a slowdown. It learns from requests, so that time is counted in gaps between these."""
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -8,49 +10,51 @@ from miriam.device.base import Limit, Run
 from miriam.policy import NAMES
 from miriam.task import Task
 
+GAP_US = 2000.0
 CASES = [("sim:h200/16", CAMERA), ("sim:xavier", SMALL_CAMERA)]
 
 
 def slowdown(served: Served, device: str, camera: Task, begin_us: float, end_us: float) -> float:
-    alone_us = p99(serve_on(device, "multistream", camera, until_us=1e6).latencies_us())
+    alone_us = p99(serve_on(device, "multistream", camera, until_us=200 * GAP_US, gap_us=GAP_US).latencies_us())
     return p99(served.latencies_us(begin_us, end_us)) / alone_us
 
 
-def pauses(served: Served) -> list[tuple[float, float]]:
+def pauses(served: Served, until_us: float) -> list[tuple[float, float]]:
     """When the normal lane was paused for measurements."""
     times = [(at, command.sms) for at, command in served.commands if isinstance(command, Limit)]
     assert [sms for _, sms in times] == [0, None] * (len(times) // 2) + [0] * (len(times) % 2)
-    ends = [at for at, sms in times if sms is None] + [5e6]
+    ends = [at for at, sms in times if sms is None] + [until_us]
     return list(zip((at for at, sms in times if sms == 0), ends, strict=False))
 
 
 @pytest.mark.parametrize(("device", "camera", "normal"), [(*CASES[0], HEAVY), (*CASES[1], HEAVY), (*CASES[1], LIGHT)])
-def test_within_five_seconds_the_slowdown_is_held_and_others_get_more_than_paused(device, camera, normal):
-    one = serve_on(device, "contract:1.2", camera, (0.0, normal))
-    assert 1.0 < slowdown(one, device, camera, 2e6, 5e6) <= 1.22
+def test_within_four_hundred_requests_the_slowdown_is_held_and_others_get_more_than_paused(device, camera, normal):
+    begin_us, end_us = 400 * GAP_US, 1000 * GAP_US
+    one = serve_on(device, "contract:1.2", camera, (0.0, normal), until_us=end_us, gap_us=GAP_US)
+    assert 1.0 < slowdown(one, device, camera, begin_us, end_us) <= 1.22
     report = one.policy.report()
     assert report["held"] == report["paused_holds"] == 1.0
     assert 1.0 < report["width_sms"] < 12
-    paused = serve_on(device, "resident", camera, (0.0, normal))
-    if normal is LIGHT:
-        assert one.normal(2e6, 5e6) > 1.005 * paused.normal(2e6, 5e6)
-    assert one.normal(2e6, 5e6) > 0.99 * paused.normal(2e6, 5e6)
+    paused = serve_on(device, "resident", camera, (0.0, normal), until_us=end_us, gap_us=GAP_US)
+    assert one.normal(begin_us, end_us) > 1.03 * paused.normal(begin_us, end_us)
 
 
 @pytest.mark.parametrize(("device", "camera", "first", "then"), [
     (*CASES[0], LIGHT, HEAVY), (*CASES[1], LIGHT, HEAVY), (*CASES[1], HEAVY, LIGHT),
 ])  # fmt: skip
 def test_it_holds_through_a_step_of_the_load(device, camera, first, then):
-    one = serve_on(device, "contract:1.1", camera, (0.0, first), (4e6, then), until_us=8e6)
-    assert slowdown(one, device, camera, 2e6, 4e6) <= 1.12
-    assert slowdown(one, device, camera, 4e6, 8e6) <= 1.12
+    step_us, end_us = 800 * GAP_US, 1600 * GAP_US
+    one = serve_on(device, "contract:1.1", camera, (0.0, first), (step_us, then), until_us=end_us, gap_us=GAP_US)
+    assert slowdown(one, device, camera, 400 * GAP_US, step_us) <= 1.12
+    assert slowdown(one, device, camera, step_us, end_us) <= 1.12
     assert one.policy.report()["held"] == 1.0
 
 
 @pytest.mark.parametrize(("device", "camera"), CASES)
 def test_it_says_so_where_even_a_pause_does_not_hold(device, camera):
-    one = serve_on(device, "contract", camera, (0.0, LONG), until_us=4e6)
-    assert slowdown(one, device, camera, 2e6, 4e6) > 1.3
+    begin_us, end_us = 400 * GAP_US, 800 * GAP_US
+    one = serve_on(device, "contract", camera, (0.0, LONG), until_us=end_us, gap_us=GAP_US)
+    assert slowdown(one, device, camera, begin_us, end_us) > 1.3
     report = one.policy.report()
     assert (report["held"], report["paused_holds"]) == (0.0, 0.0)
     assert report["slowdown_p99"] > 1.3
@@ -59,36 +63,39 @@ def test_it_says_so_where_even_a_pause_does_not_hold(device, camera):
 
 
 def test_latency_alone_is_measured_in_two_per_cent_of_the_time():
-    one = serve_on("sim:xavier", "contract", SMALL_CAMERA, (0.0, LIGHT), until_us=5e6)
-    spans = pauses(one)
-    start_us = 2e5
-    assert sum(end - begin for begin, end in spans) <= start_us + 0.02 * 5e6
-    late = [(begin, end) for begin, end in spans if begin > 1e6]
+    start_us, later_us, end_us = 2e5, 4e5, 2e6
+    one = serve_on("sim:xavier", "contract", SMALL_CAMERA, (0.0, LIGHT), until_us=end_us, gap_us=GAP_US)
+    spans = pauses(one, end_us)
+    assert sum(end - begin for begin, end in spans) <= start_us + 0.02 * end_us
+    late = [(begin, end) for begin, end in spans if begin > later_us]
     assert len(late) > 5
-    assert sum(end - begin for begin, end in late) <= 0.02 * 4e6 + 15e3
+    assert sum(end - begin for begin, end in late) <= 0.02 * (end_us - later_us) + 3 * GAP_US
     report = one.policy.report()
-    alone_us = p99(serve_on("sim:xavier", "multistream", SMALL_CAMERA, until_us=1e6).latencies_us())
-    assert report["solo_p99_us"] == pytest.approx(alone_us, rel=1e-3)
+    alone = serve_on("sim:xavier", "multistream", SMALL_CAMERA, until_us=200 * GAP_US, gap_us=GAP_US)
+    assert report["solo_p99_us"] == pytest.approx(p99(alone.latencies_us()), rel=1e-3)
     assert report["solo_samples"] > 25
 
 
 def test_a_task_that_seldom_asks_is_protected_by_pauses():
-    one = serve_on("sim:xavier", "contract", SMALL_CAMERA, (0.0, LIGHT), gap_us=2e5, until_us=5e6)
-    assert pauses(one) == []
+    end_us, gap_us = 2.4e6, 1e5  # three gaps have to be allowed; 0.2 s and 2 % of the time are
+    one = serve_on("sim:xavier", "contract", SMALL_CAMERA, (0.0, LIGHT), gap_us=gap_us, until_us=end_us)
+    assert pauses(one, end_us) == []
     runs = [command for _, command in one.commands if isinstance(command, Run) and command.request.task.critical]
     assert [dict(run.limits) for run in runs] == [{1: 0}] * len(runs)
+    assert len(runs) > 20
     assert one.policy.report() == {"solo_samples": 0.0}
 
 
 def test_others_come_back_when_a_critical_task_falls_silent():
-    one = serve_on("sim:xavier", "contract", SMALL_CAMERA, (0.0, LIGHT), until_us=2e6, last_us=3e4)
-    assert len(pauses(one)) == 1
-    assert one.normal(5e5, 1e6) > 500
+    one = serve_on("sim:xavier", "contract", SMALL_CAMERA, (0.0, LIGHT), until_us=8e5, last_us=3e4)
+    assert len(pauses(one, 8e5)) == 1
+    assert one.normal(4e5, 8e5) > 400
 
 
 def test_a_queue_of_critical_requests_does_not_count_as_the_work_of_others():
     # Every second request arrives behind another: late against the clock, not against what width can change.
-    one = serve_on("sim:xavier", "contract:1.1", SMALL_CAMERA, (0.0, LIGHT), until_us=3e6, pairs=True)
+    end_us = 600 * GAP_US
+    one = serve_on("sim:xavier", "contract:1.1", SMALL_CAMERA, (0.0, LIGHT), until_us=end_us, gap_us=GAP_US, pairs=True)
     assert one.policy.report()["held"] == 1.0
     assert one.policy.report()["width_sms"] > 1.0
 
