@@ -95,6 +95,6 @@ class Resident:
 def why_of(lane: int, lanes: int, sms: int, of: int) -> str:
     """In words: a whole run on a lane, beside which those below it keep so many SMs."""
     if lane == lanes - 1:
-        return "whole and at once" + (", leaving SMs to lanes above" if lane else "")
+        return "whole and at once" + (", giving way to lanes above" if lane else "")
     below = "are paused" if sms == 0 else "keep all SMs" if sms == of else f"keep {sms} of {of} SMs"
     return f"whole and at once; lanes below {below} until it ends"

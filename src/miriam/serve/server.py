@@ -10,6 +10,7 @@ import ssl
 from collections.abc import Callable, Mapping
 from email.utils import formatdate
 from functools import partial
+from typing import TYPE_CHECKING
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -27,6 +28,9 @@ from miriam.serve.metrics import Metrics
 from miriam.serve.repository import Repository, in_thread
 from miriam.serve.service import Service
 from miriam.trace import Recorder
+
+if TYPE_CHECKING:
+    from miriam.trace.otel import Exporter
 
 __all__ = ["Server"]
 
@@ -66,6 +70,7 @@ class Server:
         self._config, self._say = config, say
         self._guard = Guard.of(config)
         self._recorder = Recorder(config.trace.keep)
+        self._spans = None if config.trace.otlp is None else _exporter(self._recorder, config.trace.otlp)
         runtime = Runtime(
             config.device, policy=config.policy, levels=config.levels, admission=config.admission,
             listeners=[self._recorder],
@@ -157,6 +162,8 @@ class Server:
             self._grpc.stop(_LAST_S), *(listener.stop(_LAST_S) for listener in self._listeners.values())
         )
         await self._http.close()
+        if self._spans is not None:  # a collector may be gone
+            await asyncio.wait((asyncio.create_task(in_thread(self._spans.close)),), timeout=_LAST_S)
         if self._stuck or not await self._closed(True, self._config.drain_s + _LAST_S):
             self._say("a model does not come to its end: it is left there")
             os._exit(1)  # an end in order would wait for it
@@ -169,6 +176,12 @@ class Server:
     async def _failed(self) -> None:
         while not self.service.runtime.closed:
             await asyncio.sleep(_WATCH_S)
+
+
+def _exporter(recorder: Recorder, to: str) -> Exporter:
+    from miriam.trace.otel import Exporter
+
+    return Exporter(recorder, to)
 
 
 def _asked_to_end(stop: asyncio.Event, signals: tuple[signal.Signals, ...]) -> None:

@@ -57,7 +57,7 @@ class Exporter:
             exporter = _over_http(to) if isinstance(to, str) else to
         except ImportError as error:
             raise TraceError(
-                f"spans need OpenTelemetry ({error}): pip install opentelemetry-exporter-otlp-proto-http"
+                f"spans need OpenTelemetry ({error}), which the extra 'otel' brings: pip install '.[otel]'"
             ) from error
         self.lost = 0
         self._recorder, self._every_s = recorder, every_s

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from miriam.errors import ClosedError
+from miriam.serve.repository import in_thread
 from miriam.trace.intervals import Intervals
 from miriam.trace.perfetto import told
 from miriam.trace.recording import Traced, level_name
@@ -26,6 +26,7 @@ _DECISIONS = 60
 _FRESH_US = 4e5  # distributions are not worked out again for so long: several people may look at one server
 _COUNTS = ("submitted", "answered", "failed", "timed_out", "cancelled", "rejected", "queue_depth", "running",
            "preemptions", "deadline_missed")  # fmt: skip
+_PATIENCE_S = 0.2
 _FLOOR = 20  # latencies alone, below which nothing is said of a slowdown
 
 
@@ -41,6 +42,7 @@ class Snapshots:
         self._begin_us = recorder.clock()
         self._tasks: list[dict[str, Any]] = []
         self._report: dict[str, float] = {}
+        self._asked: asyncio.Task[Mapping[str, float]] | None = None
         self._known_us = -math.inf
 
     async def take(self, since_us: float) -> dict[str, Any]:
@@ -88,12 +90,15 @@ class Snapshots:
         }
 
     async def _ask_policy(self) -> dict[str, float]:
-        """What the policy says about itself. It answers between two steps of the device, and nobody waits for that."""
-        try:
-            said = await asyncio.to_thread(self._service.runtime.report)
-        except ClosedError:
-            return {}
-        return {key: value for key, value in said.items() if math.isfinite(value)}
+        """What the policy says about itself. It answers between two steps of the device, which may take long."""
+        if self._asked is None:
+            self._asked = asyncio.create_task(in_thread(self._service.runtime.report))
+        if not (await asyncio.wait((self._asked,), timeout=_PATIENCE_S))[0]:
+            return self._report  # and look again next time
+        asked, self._asked = self._asked, None
+        if asked.exception() is not None:
+            return {}  # the runtime has ended
+        return {key: value for key, value in asked.result().items() if math.isfinite(value)}
 
     def _all_tasks(self) -> list[dict[str, Any]]:
         counted = self._service.statistics()
