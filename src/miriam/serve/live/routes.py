@@ -96,7 +96,6 @@ def page() -> tuple[str, dict[str, str]]:
         "Content-Security-Policy": "; ".join(f"{key} {value}" for key, value in policy.items()),
         "Referrer-Policy": "no-referrer",
         "X-Content-Type-Options": "nosniff",
-        "Cross-Origin-Opener-Policy": "same-origin",
         "Cache-Control": "no-cache",
     }
     return _asset("page.html").replace("{{ style }}", style).replace("{{ script }}", script), headers
