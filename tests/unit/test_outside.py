@@ -5,11 +5,13 @@ import os
 import signal
 import stat
 import time
-from multiprocessing.connection import Connection
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from bench_processes import Deadly, Telling, echo, gone, lost_program, sleepy
 from bench_support import CLOSED, STEADY, Clockwork, toy_profiles, toy_program
 
 from miriam.bench import Results, run_mdtb
@@ -18,7 +20,6 @@ from miriam.bench.mps import Mps
 from miriam.bench.outside import Regime, regime
 from miriam.bench.workload import Workload
 from miriam.errors import DeviceError, PolicyError, ProgramError
-from miriam.profile import ProfileSource
 
 CONTROL = """#!/bin/sh
 pid="$CUDA_MPS_PIPE_DIRECTORY/nvidia-cuda-mps-control.pid"
@@ -49,18 +50,14 @@ def control(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-class Telling(Clockwork):
-    """Says in its notes what its process sees of the environment."""
-
-    def __init__(self, name: str, profiles: ProfileSource) -> None:
-        super().__init__(name, profiles)
-        seen = [os.environ.get(f"CUDA_MPS_{v}", "-") for v in ("PIPE_DIRECTORY", "ACTIVE_THREAD_PERCENTAGE")]
-        self.notes = (f"{os.getpid()} {' '.join(seen)}",)
+@pytest.fixture(autouse=True)
+def _no_gpu_that_warms_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("miriam.bench.asked._REAL_WARM_UP_S", 0.05)
 
 
 def run(*workloads: Workload, policies: str, device: Any = Clockwork, **options: Any) -> Results:
     return run_mdtb(
-        workloads, policies, "cuda:0", 0.7, repeats=1, programs=options.pop("programs", toy_program),
+        workloads, policies, "cuda:0", 0.25, repeats=1, programs=options.pop("programs", toy_program),
         profiles=toy_profiles, open_device=device, **options,
     )  # fmt: skip
 
@@ -107,21 +104,6 @@ def test_each_task_has_a_process_of_its_own_and_the_arrivals_of_the_seed(control
 def test_on_a_model_they_are_refused() -> None:
     with pytest.raises(PolicyError, match="'mps:50' is one of the driver of a GPU"):
         run_mdtb([CLOSED], "multistream,mps:50", "sim:h200/16", jobs=1, programs=toy_program, profiles=toy_profiles)
-
-
-def lost_program(name: str) -> Any:
-    if multiprocessing.parent_process() is not None and name == "long":
-        raise ProgramError("lost on the way")
-    return toy_program(name)
-
-
-class Deadly(Clockwork):
-    """Ends its process when it serves the task ``big`` beside another process."""
-
-    def __init__(self, name: str, profiles: ProfileSource) -> None:
-        super().__init__(name, profiles)
-        if multiprocessing.parent_process() is not None:
-            os._exit(7)
 
 
 def test_an_error_in_a_process_ends_all_and_names_the_task(control: Path) -> None:
@@ -186,29 +168,12 @@ def test_without_the_program_or_where_it_fails_there_is_a_way_out(
         mps.start()
 
 
-def echo(connection: Connection, variable: str) -> str:
-    connection.send("ready")
-    return f"{os.environ[variable]} {connection.recv()}"
-
-
-def sleepy(connection: Connection) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    connection.send("ready")
-    time.sleep(60)
-
-
 def test_children_have_an_environment_of_their_own_and_answer_in_order() -> None:
     with Children({name: Call({"MIRIAM_TEST": name}, echo, ["MIRIAM_TEST"]) for name in ("b", "a")}) as children:
         assert children.answers(60) == {"b": "ready", "a": "ready"}
         children.tell("now")
         assert list(children.answers(60).items()) == [("b", "b now"), ("a", "a now")]
     assert "MIRIAM_TEST" not in os.environ
-
-
-def gone(connection: Connection, wait_s: float) -> None:
-    connection.send("ready")
-    time.sleep(wait_s)
-    os._exit(9)
 
 
 @pytest.mark.parametrize("wait_s", [0.0, 0.3])
@@ -241,16 +206,27 @@ def test_what_cannot_be_had_is_found_before_the_first_point(monkeypatch: pytest.
     assert told == []
 
 
+@contextmanager
+def interrupting() -> Iterator[None]:
+    """A block in which Ctrl-C does what it does at a prompt: a job in the background of a shell ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize(("number", "kind"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
 def test_a_signal_ends_the_daemon_at_once(control: Path, number: int, kind: type[BaseException]) -> None:
     def interrupt(done: int, total: int, label: str) -> None:
-        if label == "X, mps:50":
+        if label == "X, quick alone, mps":
             signal.raise_signal(number)
 
-    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
-    with pytest.raises(kind) as caught:  # and with it all frames that it went through
-        run(CLOSED, policies="mps:50,mps", progress=interrupt)
-    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == handlers
+    with interrupting():
+        handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+        with pytest.raises(kind) as caught:  # and with it all frames that it went through
+            run(CLOSED, policies="mps:50,mps", progress=interrupt)
+        assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == handlers
     assert caught.tb is not None
     started, *_, last = (control / "calls").read_text().split("\n")[:-1]
     assert last == "quit"
