@@ -22,10 +22,14 @@ TASK = st.tuples(
 
 # In a level where one is late, another one's deadline need not be at the end of the time that is the worst for it.
 LATE = [(0, [3], None, None), (2, [4, 1, 1], 7, None), (2, [4], 19, 57)]
+LATE_TOO = [
+    (0, [3, 3, 1], 15, None), (0, [2, 2, 2], 43, None), (0, [2, 1], None, 23), (0, [2, 1, 3], None, None),
+    (0, [4], 12, 38),
+]  # fmt: skip
 
 
-@example(LATE, 1, 500030800)
-@example([(0, [3, 3, 1], 15, None), (0, [2, 2, 2], 43, None), (0, [2, 1], None, 23), (0, [4], 12, 38)], 1, 0)
+@example(LATE, 1, 0)
+@example(LATE_TOO, 1, 87)
 @given(st.lists(TASK, min_size=1, max_size=5), st.sampled_from([1, 2]), st.integers(0, 2**32))
 def test_no_admitted_task_takes_longer_than_was_said_in_simulation(tasks, depth, seed):
     demands = [Demand(f"t{i}", n, sum(steps), max(steps), d, t) for i, (n, steps, d, t) in enumerate(tasks)]

@@ -93,10 +93,6 @@ class Loaded:
         MiriamError
             The device or the policy failed, and with it the runtime.
         """
-        if self._office.inside():
-            raise RequestError(
-                f"{self.name} was asked from inside of a model, which would wait for itself: put one behind the other"
-            )
         return self.submit(*inputs).result()
 
     def submit(
@@ -127,6 +123,10 @@ class Loaded:
         InputError, QueueFullError, ClosedError
             It cannot be taken in.
         """
+        if self._office.inside():
+            raise RequestError(
+                f"{self.name} was asked from inside of a model, which could wait for itself: put one behind the other"
+            )
         given: Sequence[Any] = inputs if raw else self._adopted.unwrap(inputs)
         check(self.name, self.inputs, given)
         wrap: Callable[[Sequence[Any]], Any] = _arrays

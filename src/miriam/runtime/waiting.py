@@ -106,15 +106,14 @@ class Waiting:
                     yield event
                 yield from self._news()
                 if self._stopped or self._tick_us < stop_us:
-                    break
-            if self._stopped:
-                return
-            now_us = self._device.now_us
-            if self._tick_us <= now_us:
-                heapq.heappop(self._ticks)
-                yield Event(EventKind.TICK, now_us)
+                    break  # and ask again: it may have more to do
             else:
-                self._wait()
+                now_us = self._device.now_us
+                if self._tick_us <= now_us:
+                    heapq.heappop(self._ticks)
+                    yield Event(EventKind.TICK, now_us)
+                else:
+                    self._wait()
 
     @property
     def _tick_us(self) -> float:
