@@ -48,7 +48,9 @@ class Aside:
 
     async def _exchange(self, message: bytes) -> tuple[bool, Any]:
         async with self._lock:
-            process = self._process or await self._start()
+            process = self._process
+            if process is None or process.returncode is not None:
+                process = await self._start()
             assert process.stdin is not None
             assert process.stdout is not None
             try:
@@ -57,7 +59,7 @@ class Aside:
                 await process.stdin.drain()
                 size = int.from_bytes(await process.stdout.readexactly(8), "little")
                 answer = await process.stdout.readexactly(size)
-            except (OSError, asyncio.IncompleteReadError) as error:
+            except (OSError, RuntimeError, asyncio.IncompleteReadError) as error:  # uvloop raises RuntimeError
                 await self._end()
                 raise ServiceError(Status.INTERNAL, "the process that reads large bodies died of this one") from error
         return pickle.loads(answer)  # type: ignore[no-any-return]

@@ -76,7 +76,7 @@ class ModelConfig(_Section):
     @classmethod
     def _known(cls, value: str | list[str]) -> str | list[str]:
         known = ("bool", *(f"{u}int{n}" for u in ("u", "") for n in (8, 16, 32, 64)), "float16", "float32", "float64",
-                 "bfloat16", "object")  # fmt: skip
+                 "bfloat16")  # fmt: skip
         for name in [value] if isinstance(value, str) else value:
             if name not in known:
                 raise ValueError(f"{name!r} is unknown: write one of {', '.join(known)}")

@@ -231,9 +231,7 @@ def _example(config: ModelConfig) -> list[np.ndarray[Any, Any]]:
     random, found = np.random.default_rng(0), []
     for i, shape in enumerate(config.example or ()):
         name = config.dtype if isinstance(config.dtype, str) else config.dtype[i]
-        if name == "object":
-            values = np.full(shape, b"", np.object_)
-        elif name.startswith(("float", "bfloat")):
+        if name.startswith(("float", "bfloat")):
             values = random.standard_normal(shape).astype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
         else:
             values = random.integers(0, 2, shape).astype(name)  # within any vocabulary

@@ -130,6 +130,11 @@ class Service:
 
     # Requests
 
+    @property
+    def busy(self) -> bool:
+        """Whether a request was admitted that has no answer yet."""
+        return not self._idle.is_set()
+
     @contextmanager
     def admitted(self, model: str | None = None) -> Iterator[None]:
         """Stand for a request that is being read, computed and answered.
