@@ -72,6 +72,7 @@ class Clock:
     us: float = 0.0
 
     def __call__(self) -> float:
+        """See above."""
         return self.us
 
 

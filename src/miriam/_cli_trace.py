@@ -34,6 +34,11 @@ def trace(
     token_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Holds the server's token, where it asks for one.")
     ] = None,
+    ca: Annotated[Path | None, typer.Option(metavar="FILE", help="Certificates to trust, for https.")] = None,
+    certificate: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Your certificate, where the server asks for one.")
+    ] = None,
+    key: Annotated[Path | None, typer.Option(metavar="FILE", help="Its private key.")] = None,
     as_json: Json = False,
 ) -> None:
     """Say what happened to requests, and why.
@@ -53,7 +58,7 @@ def trace(
 
     remote = source.startswith(("http://", "https://"))
     with bad_input(TraceError):
-        recording = _fetch(source, token_file) if remote else read(source)
+        recording = _fetch(source, token_file, ca, certificate, key) if remote else read(source)
         chosen = None if request is None else recording.find(request)
         ended = [one for one in recording.requests if one.finished_us is not None and model in (None, one.task)]
         if model is not None and not any(one.task == model for one in recording.requests):
@@ -81,7 +86,7 @@ def trace(
         typer.echo(f"\nThe trace is in {output}: open it in ui.perfetto.dev, or give it to this command")
 
 
-def _fetch(url: str, token_file: Path | None) -> Recording:
+def _fetch(url: str, token_file: Path | None, ca: Path | None, certificate: Path | None, key: Path | None) -> Recording:
     """The recording of a server.
 
     Raises
@@ -90,8 +95,9 @@ def _fetch(url: str, token_file: Path | None) -> Recording:
         It does not answer, or not with one.
     """
     import http.client
+    import ssl
     from urllib.error import HTTPError, URLError
-    from urllib.request import Request, urlopen
+    from urllib.request import HTTPSHandler, ProxyHandler, Request, build_opener
 
     from miriam.trace.recording import Recording
 
@@ -102,7 +108,14 @@ def _fetch(url: str, token_file: Path | None) -> Recording:
     except (OSError, UnicodeDecodeError) as error:
         raise TraceError(f"cannot read the token from {token_file}: {error}") from error
     try:
-        with urlopen(Request(f"{url.rstrip('/')}/v2/trace", headers=headers), timeout=30) as answer:
+        context = ssl.create_default_context(cafile=ca)
+        if certificate is not None:
+            context.load_cert_chain(certificate, key)
+    except OSError as error:
+        raise TraceError(f"cannot use {ca or certificate}: {error}: give PEM files") from error
+    try:
+        opener = build_opener(ProxyHandler({}), HTTPSHandler(context=context))
+        with opener.open(Request(f"{url.rstrip('/')}/v2/trace", headers=headers), timeout=30) as answer:
             raw = json.load(answer)
     except HTTPError as error:
         error.close()
