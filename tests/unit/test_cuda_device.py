@@ -1,9 +1,8 @@
-# ruff: noqa: N802 - the names are those of the driver's calls
 """The GPU as a device of lanes, in front of a GPU without a processor."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from gc import collect
 from time import sleep
 from typing import Any
@@ -11,8 +10,8 @@ from weakref import ref
 
 import pytest
 from fake_driver import CUresult, FakeDriver
-from null_gpu import Context, Function
 from null_kernels import EFFECTS
+from strict_driver import Strict
 from support import Profiles, program
 
 from miriam.bench.arrivals import Closed, SeededTraffic, Uniform
@@ -37,33 +36,6 @@ CLOSING = (
     "cuGreenCtxDestroy", "cuLibraryUnload", "cuDevicePrimaryCtxRelease", "cuCtxPopCurrent",
 )  # fmt: skip
 TRIED = ("cuDevSmResourceSplitByCount",)  # there is another way
-
-
-@dataclass(frozen=True)
-class Bound(Function):
-    """A kernel in the context in which it was asked for."""
-
-    context: Context | None
-
-
-class Strict(FakeDriver):
-    """Lets nothing of one context be used in another, which null effects would not notice."""
-
-    def _cuKernelGetFunction(self, kernel: Function) -> tuple[Bound]:
-        return (Bound(kernel.name, kernel.library, kernel.sizes, self._current[-1]),)
-
-    def _cuLaunchKernel(self, f: Bound, *args: Any) -> Any:
-        stream = args[7]
-        return super()._cuLaunchKernel(f, *args) if f.context is stream.context else CUresult.CUDA_ERROR_INVALID_CONTEXT
-
-    def _cuEventCreate(self, *args: Any) -> Any:
-        (event,) = super()._cuEventCreate(*args)
-        event.context = self._current[-1]
-        return (event,)
-
-    def _cuEventRecord(self, event: Any, stream: Any) -> Any:
-        right = event.context is stream.context
-        return super()._cuEventRecord(event, stream) if right else CUresult.CUDA_ERROR_INVALID_CONTEXT
 
 
 @pytest.fixture

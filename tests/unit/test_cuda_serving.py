@@ -18,22 +18,27 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from null_kernels import EFFECTS
+from strict_driver import Strict
+from support import Profiles
 
+from miriam.device.base import Lane, Run
+from miriam.device.cuda.device import CudaDevice
 from miriam.device.cuda.dlpack import View
 from miriam.device.cuda.driver import Gpu, Stream
 from miriam.device.cuda.instance import Instance
+from miriam.device.cuda.serving import ServingCuda
 from miriam.device.cuda.transfer import Transfer
 from miriam.device.cuda.watch import Watch
 from miriam.errors import ClosedError, DeviceError, InputError
 from miriam.program import Buffer, Pointer, Program, Role, Tensor
-from miriam.task import Task
+from miriam.task import Request, Task
 
 FAST, SLOW = affine("fast", 8, 2), affine("slow", 40_000, 3)  # whose outputs are large
 CRITICAL, NORMAL = Task("critical", FAST, 2), Task("normal", SLOW, 0)
 
 
 def gpu() -> FakeDriver:
-    fake = FakeDriver()
+    fake = Strict()
     fake.effects.update(EFFECTS)
     for name, factor in (("fast", 2), ("slow", 3)):
         computes(fake, name, factor)
@@ -207,6 +212,38 @@ def test_tensors_on_the_gpu_stay_there(on: Served, cu: FakeDriver, monkeypatch: 
     assert {"cuMemcpyHtoDAsync", "cuMemcpyDtoHAsync", "cuMemcpyDtoH"}.isdisjoint(cu.names()[before:])
     for one in (tensor, y):
         cu.memory.free(one.address)
+
+
+@pytest.mark.parametrize("goes_on", [True, False], ids=["serving", "benchmark"])
+def test_lanes_on_parts_of_the_gpu_bring_inputs_and_outputs_there(cu: FakeDriver, goes_on: bool) -> None:
+    device = (ServingCuda if goes_on else CudaDevice)("cuda:0", Profiles())
+    device.open((Lane("critical", 1, sms=64), Lane("normal", sms=64)))
+    requests = [Request(task, i, 0.0, inputs=[given_for(task, i)]) for i, task in enumerate([CRITICAL, NORMAL] * 3)]
+    for request in requests:
+        device.submit(Run(request, int(request.task is NORMAL), workers=64 if request.number > 3 else None))
+    ends = [event.run.request for event in device.events(float("inf")) if event.run is not None]
+    assert sorted(request.number for request in ends) == list(range(6))
+    for request in requests:
+        assert np.array_equal(request.outputs[0], factor(request.task) * given_for(request.task, request.number))
+    device.close()
+    gc.collect()
+    assert cu.leaks() == []
+
+
+def test_a_request_with_inputs_runs_in_whole_launches(cu: FakeDriver) -> None:
+    """Parts of the program one after another are fine, blocks of one launch are not."""
+    device = CudaDevice("cuda:0", Profiles())
+    device.open((Lane("one"),))
+    request = Request(CRITICAL, 0, 0.0, inputs=[given_for(CRITICAL)])
+    for launch in range(2):
+        device.submit(Run(request, 0, first=launch, last=launch + 1))
+    ends = [event.run.first for event in device.events(float("inf")) if event.run is not None]
+    assert ends == [0, 1]
+    assert np.array_equal(request.outputs[0], 2 * given_for(CRITICAL))
+    with pytest.raises(DeviceError, match="a shard of critical"):
+        device.submit(Run(Request(CRITICAL, 1, 0.0, inputs=[given_for(CRITICAL)]), 0, blocks=(0, 2)))
+    device.close()
+    assert cu.leaks() == []
 
 
 def test_threads_on_several_tasks_get_their_own_answers(on: Served, cu: FakeDriver) -> None:

@@ -11,6 +11,7 @@ import pytest
 from cuda_serving_support import affine, computes
 from fake_driver import FakeDriver
 from null_kernels import EFFECTS
+from strict_driver import Strict
 from support import Profiles
 
 from miriam import zoo
@@ -28,7 +29,7 @@ X = np.arange(6, dtype=np.float32).reshape(2, 3)
 
 @pytest.fixture
 def cu(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
-    fake = FakeDriver()
+    fake = Strict()
     fake.effects.update(EFFECTS)
     fake.install(monkeypatch)
     monkeypatch.setattr("miriam.device.cuda.elastic.find_ptxas", lambda: None)

@@ -56,6 +56,12 @@ class Control:
         """Enqueue: the host is told that a pass, or what ``inference`` 0 stands for, is over."""
         self._launch(resident.NOTIFY, stream, inference, counter, words)
 
+    def notifying(self, stream: Stream, counter: int, words: int) -> Prepared:
+        """Give :meth:`notify` of what is no inference as a launch to be enqueued on ``stream`` again and again."""
+        function = self._function(resident.NOTIFY, stream)
+        args = [word.to_bytes(8, "little") for word in (0, counter, words)]
+        return function.prepare((1, 1, 1), (resident.THREADS[resident.NOTIFY], 1, 1), 0, args)
+
     def look(self, stream: Stream, lane: int, index: int, handle: int) -> None:
         """Enqueue the question whether this pass runs a launch that only runs whole."""
         self._launch(resident.LOOK, stream, lane, _half(index), handle)

@@ -157,8 +157,9 @@ class CudaDevice:
             self._made.callback(self._lanes[-1].close)
         self._place.activate()
         self._dispatcher = Dispatcher(
-            self._place, self._lanes, self._limits, self._staged, self._work, self._standing_still, self._say
-        )
+            self._place, self._lanes, self._limits, self._codes.control, self._staged, self._work,
+            self._standing_still, self._say,
+        )  # fmt: skip
         self._made.callback(self._works.close)  # sooner than lanes
 
     def offer(self, request: Request) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 
 from miriam.device.base import Run
+from miriam.device.cuda.control import Control
+from miriam.device.cuda.driver import Prepared
 from miriam.device.cuda.lane import CudaLane
 from miriam.device.cuda.limits import Limits
 from miriam.device.cuda.place import Place
@@ -25,8 +27,8 @@ class Dispatcher:
     ----------
     place
         Of the device.
-    lanes, limits
-        All lanes, and what holds them down.
+    lanes, limits, control
+        All lanes, what holds them down, and the small kernels around the work.
     staged
         Inputs and outputs of requests that have some.
     work
@@ -38,14 +40,16 @@ class Dispatcher:
     """
 
     def __init__(
-        self, place: Place, lanes: Sequence[CudaLane], limits: Limits, staged: Mapping[Request, Staged],
-        work: Callable[[Task, CudaLane], Work], aside: Callable[[], AbstractContextManager[None]],
-        say: Callable[[str], None],
+        self, place: Place, lanes: Sequence[CudaLane], limits: Limits, control: Control,
+        staged: Mapping[Request, Staged], work: Callable[[Task, CudaLane], Work],
+        aside: Callable[[], AbstractContextManager[None]], say: Callable[[str], None],
     ) -> None:  # fmt: skip
         self._place = place
         self._lanes = lanes
         self._limits = limits
         self._staged = staged
+        self._control = control
+        self._telling: dict[CudaLane, Prepared] = {}
         self._work = work
         self._aside = aside
         self._say = say
@@ -62,8 +66,8 @@ class Dispatcher:
             lane.begun += 1
             staged = self._staged.get(run.request) if self._staged else None
             if staged is not None and not run.first:
-                work.feed(lane, staged)
-                self._place.activate()
+                with self._there(lane):
+                    staged.feed(work.instance, lane.stream)
             if run.blocks is not None:
                 with self._aside():
                     work.shard(lane, run.first, run.blocks, run.threads)
@@ -88,11 +92,27 @@ class Dispatcher:
                     self.fetch(lane, run, staged)
 
     def fetch(self, lane: CudaLane, run: Run, staged: Staged) -> None:
-        """Enqueue the outputs of a request behind a run that has been enqueued, if it is the last of it."""
-        if run.launches.stop == len(run.request.task.program.launches):
-            self._work(run.request.task, lane).fetch(lane, staged)
+        """Enqueue the outputs of a request, if ``run`` in front of them is its last, and tell the host of them."""
+        if run.launches.stop != len(run.request.task.program.launches):
+            return
+        with self._there(lane):
+            staged.fetch(self._work(run.request.task, lane).instance, lane.stream)
+            if lane not in self._telling:
+                self._telling[lane] = self._control.notifying(lane.stream, lane.counter, lane.words)
+            self._telling[lane].enqueue(lane.stream)
+        lane.fetching.add(run)
+
+    @contextmanager
+    def _there(self, lane: CudaLane) -> Iterator[None]:
+        """A block in the context of a lane's stream."""
+        if lane.place is self._place:
+            yield
+            return
+        lane.place.activate()
+        try:
+            yield
+        finally:
             self._place.activate()
-            lane.fetching.add(run)
 
     def _follow(self, lane: CudaLane, run: Run) -> bool:
         """Let a lane wait for the runs that ``run`` comes after; gives False if one of them is not enqueued whole."""

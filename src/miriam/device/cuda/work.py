@@ -17,7 +17,7 @@ from miriam.device.cuda.instance import Code, Instance
 from miriam.device.cuda.lane import CudaLane
 from miriam.device.cuda.place import Place
 from miriam.device.cuda.shards import ShardCode
-from miriam.device.cuda.transfer import Staged, Transfer
+from miriam.device.cuda.transfer import Transfer
 from miriam.device.cuda.warm import Warmer
 from miriam.elastic.rewrite import Form
 from miriam.errors import DeviceError
@@ -184,17 +184,6 @@ class Work:
         self._elastic_instance()
         if warm:
             self._warmed()
-
-    def feed(self, lane: CudaLane, staged: Staged) -> None:
-        """Enqueue the inputs of a request."""
-        lane.place.activate()
-        staged.feed(self.instance, lane.stream)
-
-    def fetch(self, lane: CudaLane, staged: Staged) -> None:
-        """Enqueue its outputs, and tell the host when they are there, too."""
-        lane.place.activate()
-        staged.fetch(self.instance, lane.stream)
-        self._codes.control.notify(lane.stream, 0, lane.counter, lane.words)
 
     def original(self, lane: CudaLane, launches: range, holds: Holds, *, hold: bool) -> Graph:
         """Whole launches as they are, while limits hold; without ``hold`` somebody else sees to the beginning."""
