@@ -9,16 +9,19 @@ from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from cloning_driver import Cloning
+from cuda_serving_support import served
 from support import PTX
 
 import miriam.frontend
 from miriam.device.cuda.driver import Gpu, Module, Stream
 from miriam.device.cuda.instance import Instance
-from miriam.errors import CompileError
+from miriam.errors import CompileError, DeviceError
 from miriam.frontend.live import Live
 from miriam.program import Pointer, Role, Scalar, Source
+from miriam.task import Task
 
 with_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs torch")
 POOL = (0, 1)
@@ -202,6 +205,27 @@ def test_it_runs_as_captured_in_its_own_memory(torch: FakeTorch) -> None:
     for thing in (capture.graph, stream, instance, gpu, live, module.code):
         thing.close()
     live.close()
+
+
+@pytest.mark.parametrize("level", [2, 0], ids=["as it is", "elastic"])
+def test_as_a_task_it_is_asked_like_any_other(torch: FakeTorch, monkeypatch: pytest.MonkeyPatch, level: int) -> None:
+    monkeypatch.setattr("miriam.device.cuda.elastic.find_ptxas", lambda: None)  # the driver assembles
+    live, module = made(torch)
+    torch.cu.effects["gemm"] = lambda gpu, x, _: gpu.memory.write(module.y.address, gpu.memory.read(x, 32)[::-1])
+    task = Task("live", live.program, level)
+    with served() as on:
+        on.device.prepare(task, live)
+        with pytest.raises(DeviceError, match="are one live program"):
+            on.device.prepare(Task("twin", live.program, level), live)
+        for value in range(3):
+            x = np.arange(32, dtype=np.float16).reshape(4, 8) + np.float16(value)
+            (y,) = on.ask(task, x).outputs
+            assert y.tobytes() == x.tobytes()[:32][::-1]
+        on.device.forget(task)
+        on.device.prepare(task, live)  # and again
+        assert on.ask(task, x).error is None
+    live.close()
+    module.code.close()
 
 
 def test_it_is_captured_on_the_stream_that_is_given(torch: FakeTorch) -> None:
