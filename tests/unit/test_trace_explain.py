@@ -102,7 +102,8 @@ def test_it_says_who_was_before_it_and_who_paused_it() -> None:
 
 def test_a_request_that_met_nobody_says_so() -> None:
     story = explain(recorded(Job("caption", 0, 0, 100)), 1)
-    assert part(story, "waited") == (0, "nothing was before it: the way through the queue and to the device")
+    told = "nothing was before it: 0 µs in the queue, 0 µs on the way to its first step"
+    assert part(story, "waited") == (0, told)
     assert part(story, "paused") == (0, "never")
     assert part(story, "ran")[1] == "with the device to itself"
     assert story.headline.endswith("1.00 times the 100 µs that it takes alone.")

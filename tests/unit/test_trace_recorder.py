@@ -41,8 +41,8 @@ def test_a_request_is_kept_with_its_times_and_its_lane() -> None:
 
 def test_only_requests_that_met_nobody_say_what_a_task_takes_alone() -> None:
     jobs = [Job("caption", 0, 0, 100), Job("caption", 0, 1000, 120), Job("detector", 1, 1010, 30)]
-    jobs += [Job("caption", 0, 2000, 140)]
-    assert played(*jobs).recording().alone_us == {"caption": 120}  # the median of 100 and 140
+    jobs += [Job("caption", 0, 2000, 140), Job("caption", 0, 3000, 160)]
+    assert played(*jobs).recording().alone_us == {"caption": 140}  # the second was not alone
 
 
 def test_a_failure_is_kept_with_its_text_and_a_limited_length() -> None:

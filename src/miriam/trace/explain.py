@@ -137,7 +137,11 @@ def _waiting(request: Traced, before: Sequence[Hold], waited_us: float) -> str:
     if request.started_us is None and request.outcome != Outcome.OPEN:
         end = "it never began"
     elif not before:
-        return "nothing was before it: the way through the queue and to the device"
+        queue_us = (
+            waited_us if request.offered_us is None else min(request.offered_us - request.submitted_us, waited_us)
+        )
+        told = f"{time_text(queue_us)} in the queue, {time_text(waited_us - queue_us)} on the way to its first step"
+        return f"nothing was before it: {told}"
     else:
         end = ""
     served = [hold for hold in before if hold.by is not None]

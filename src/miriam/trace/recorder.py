@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from statistics import median
 from time import perf_counter_ns, time_ns
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
@@ -120,7 +119,7 @@ class Recorder:
             policy=self._policy,
             lanes=tuple(lane.name for lane in self._lanes),
             priorities=tuple(lane.priority for lane in self._lanes),
-            alone_us={name: median(_copied(last.copy)) for name, last in _copied(self._alone.items)},
+            alone_us={name: _median(_copied(last.copy)) for name, last in _copied(self._alone.items)},
             now_us=now_us,
             unix_us=time_ns() / 1e3 - now_us,
             requests=(*ended, *pending),
@@ -167,6 +166,11 @@ class Recorder:
             last.append(traced.finished_us - traced.submitted_us)
         self._requests.append(traced)
         self._ended += 1
+
+
+def _median(values: list[float]) -> float:
+    """The smallest value that half of them do not pass."""
+    return sorted(values)[(len(values) - 1) // 2]
 
 
 def _decision(row: _Decision) -> Decision:
