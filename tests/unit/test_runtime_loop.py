@@ -211,13 +211,18 @@ class TestHints:
         witness = Witness()
         with miriam.Runtime("cpu", policy=policy, listeners=[witness]) as rt:
             task = rt.load(lambda x: x, ONE, criticality=2)
-            with task.hint():
-                task(ONE)
-            with task.hint():
-                rt.report()  # it is told between two events, the second of which comes after the hint
+
+            def settle():  # what was said before two reports is known after them
                 rt.report()
-            rt.report()
-            rt.report()
+                rt.report()
+
+            with task.hint():
+                settle()
+                task(ONE)
+            settle()
+            with task.hint():
+                settle()
+            settle()
         limits = [
             (event.level, [(c.lane, c.sms) for c in commands if isinstance(c, Limit)])
             for event, commands in witness.events

@@ -121,12 +121,14 @@ class Waiting:
 
     def _news(self) -> Iterator[Event]:
         """What other threads want, besides requests."""
-        while self._errands:
+        while True:
+            level = self._hint
+            if level != self._hinted and (_above(level, self._hinted) or self._offered == self._arrived):
+                self._hinted = level
+                yield Event(EventKind.HINTED, self._device.now_us, level=level)
+            if not self._errands:
+                return
             self._errands.popleft()()
-        level = self._hint
-        if level != self._hinted and (_above(level, self._hinted) or self._offered == self._arrived):
-            self._hinted = level
-            yield Event(EventKind.HINTED, self._device.now_us, level=level)
 
     def _wait(self) -> None:
         """Wait until somebody wants something, or the policy wants to be asked."""
