@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -38,6 +39,7 @@ def serve(
       miriam serve serve.yaml
       miriam serve serve.yaml --device cpu/2 --http-port 9000
     """
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # nothing of it is used after a fork, and it says so
     try:
         import uvloop
 

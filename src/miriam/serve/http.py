@@ -110,11 +110,13 @@ class Http:
     ----------
     application
         For an ASGI server.
+    memory
+        What requests hold.
     """
 
     def __init__(self, service: Service, limits: Limits, guard: Guard, others: Sequence[BaseRoute] = ()) -> None:
         self._service, self._limits = service, limits
-        self._memory = Memory(limits.total_bytes)
+        self.memory = Memory(limits.total_bytes)
         self._asides: dict[int, Aside] = {}
         router = Router([*self._routes(), *others], default=_nothing, redirect_slashes=False)
         self.application: ASGIApp = _Guarded(router, guard)
@@ -186,7 +188,7 @@ class Http:
 
     async def _small_body(self, request: Request) -> dict[str, Any]:
         limits = self._limits.model_copy(update={"body_bytes": _INLINE_BYTES})
-        with self._memory.lent() as take:
+        with self.memory.lent() as take:
             body = await read_body(request.receive, request.headers.get("content-length"), limits, take)
         if not body.strip():
             return {}
@@ -203,7 +205,7 @@ class Http:
         headers, level = request.headers, self._service.entry(model, version).config.criticality
         if headers.get("content-encoding", "identity") != "identity":
             raise ServiceError(Status.UNSUPPORTED, "send the body as it is: no Content-Encoding is understood")
-        with self._service.admitted(model), self._memory.lent() as take, while_connected(request.scope):
+        with self._service.admitted(model), self.memory.lent() as take, while_connected(request.scope):
             said = headers.get("inference-header-content-length")
             # What comes after the JSON lies in memory as arrays have to, so that nothing need be copied.
             lead = -wire.json_size(said, self._limits.body_bytes) % _LEAD if said is not None else 0

@@ -18,7 +18,13 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 
 class Memory:
-    """Bytes of requests that are held at a time, of all clients together."""
+    """Bytes of requests that are held at a time, of all clients together.
+
+    Attributes
+    ----------
+    held
+        How many there are now.
+    """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit

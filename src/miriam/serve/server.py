@@ -55,6 +55,8 @@ class Server:
         What answers.
     ports
         Where, by protocol: ``http``, ``grpc``, ``metrics``; known once it has started.
+    http
+        What answers over HTTP.
 
     Raises
     ------
@@ -78,10 +80,10 @@ class Server:
         self.service = Service(Repository(runtime, config, reread))
         self.ports: Mapping[str, int] = {}
         self._stuck = False
-        self._http = Http(self.service, config.limits, self._guard, live.routes(self.service, self._recorder))
+        self.http = Http(self.service, config.limits, self._guard, live.routes(self.service, self._recorder))
         metrics = metrics_application(Metrics(self.service), self._guard)
         self._listeners = {
-            "http": _Listener(self._http.application, config, config.ports.http, "http"),
+            "http": _Listener(self.http.application, config, config.ports.http, "http"),
             "metrics": _Listener(metrics, config, config.ports.metrics, "metrics"),
         }
         self._grpc = GrpcServer(
@@ -157,11 +159,11 @@ class Server:
         if not await self.service.drained(self._config.drain_s):
             self._say(f"requests are still open after {self._config.drain_s:g} s: they are told that the server ends")
             self._stuck = not await self._closed(False, _LAST_S)
-            await self.service.drained(_LAST_S)
-        await asyncio.gather(
-            self._grpc.stop(_LAST_S), *(listener.stop(_LAST_S) for listener in self._listeners.values())
-        )
-        await self._http.close()
+            await self.service.drained(0 if self._stuck else _LAST_S)
+        grace_s = 0 if self._stuck else _LAST_S
+        stops = [listener.stop(grace_s) for listener in self._listeners.values()]
+        await asyncio.gather(*stops, *([self._grpc.stop(grace_s)] if "grpc" in self.ports else []))
+        await self.http.close()
         if self._spans is not None:  # a collector may be gone
             await asyncio.wait((asyncio.create_task(in_thread(self._spans.close)),), timeout=_LAST_S)
         if self._stuck or not await self._closed(True, self._config.drain_s + _LAST_S):
