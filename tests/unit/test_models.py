@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -209,3 +212,106 @@ def test_without_a_pytorch_for_the_gpu_models_are_refused(cu: FakeDriver, model:
     with pytest.raises(CompileError, match="needs a PyTorch that sees the GPU"):
         adopt(given, X, device, "net")
     device.close()
+
+
+class Compilers:
+    """A PyTorch whose GPU is the host, with a compiler and captures that only note what they are given."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        import torch
+
+        from miriam.frontend import cache, live
+        from miriam.frontend import torch as compiler
+
+        self.compiled: list[Any] = []
+        self.lives: list[Any] = []
+        self.kept: dict[str, Any] = {}
+        self.refuses = ""
+        self.runnable = True
+        monkeypatch.setattr("miriam.runtime._gpu_models._KIND", "cpu")
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device", lambda ordinal: nullcontext())
+        monkeypatch.setattr(compiler, "capture", self.capture)
+        monkeypatch.setattr(live, "Live", self.live)
+        monkeypatch.setattr(cache, "kept", self.kept.get)
+        monkeypatch.setattr(cache, "keep", self.kept.__setitem__)
+        self.device: Any = SimpleNamespace(name="cuda:0", ordinal=0, stream=lambda: "a stream", stage=None)
+
+    def capture(self, module: Any, inputs: Any, *, name: str, progress: Any) -> Any:
+        if self.refuses:
+            raise CompileError(self.refuses)
+        self.compiled.append(module)
+        program = affine(name)
+        if not self.runnable:
+            kernel = replace(program.kernels[0], ptx=None, opaque="of a library", digest="")
+            program = replace(program, kernels=(kernel, program.kernels[1]))
+        return SimpleNamespace(program=program, close=lambda: None)
+
+    def live(self, call: Any, inputs: Any, *, name: str, stream: Any) -> Any:
+        made = SimpleNamespace(program=affine(name), stream=stream, outputs=call(*inputs), closed=False)
+        made.close = lambda: setattr(made, "closed", True)
+        self.lives.append(made)
+        return made
+
+    def adopt(self, model: Any, example: Any) -> Adopted:
+        return adopt(model, example, self.device, "net")
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Compilers:
+    return Compilers(monkeypatch)
+
+
+@with_torch
+def test_a_module_is_compiled_once_for_a_gpu(gpu: Compilers) -> None:
+    import torch
+
+    module = torch.nn.Linear(3, 2).eval()
+    first = gpu.adopt(module, torch.ones(1, 3))
+    assert gpu.compiled == [module]
+    assert first.bound is None
+    assert first.notes == ()
+    assert gpu.adopt(module, np.ones((1, 3), np.float32)).program is first.program
+    with torch.no_grad():
+        module.weight += 1
+    gpu.adopt(module, torch.ones(1, 3))
+    assert len(gpu.compiled) == 2
+    gpu.adopt(torch.export.export(torch.nn.ReLU().eval(), (torch.ones(1, 3),)), None)
+    assert len(gpu.compiled) == 3
+    assert not gpu.lives
+
+
+@with_torch
+@pytest.mark.parametrize("why", ["refused", "a library"])
+def test_what_cannot_be_compiled_alone_runs_as_it_is(gpu: Compilers, why: str) -> None:
+    import torch
+
+    gpu.refuses, gpu.runnable = ("it uses a loop" if why == "refused" else ""), False
+    adopted = gpu.adopt(torch.nn.ReLU().eval(), torch.tensor([-1.0, 2.0]))
+    (live,) = gpu.lives
+    assert adopted.bound is live
+    assert live.stream == "a stream"
+    assert live.outputs.tolist() == [0.0, 2.0]
+    (note,) = adopted.notes
+    assert ("it uses a loop" if why == "refused" else "the code of net_times is not to be had") in note
+    assert gpu.kept == {}
+    adopted.close()
+    assert live.closed
+
+
+@with_torch
+def test_functions_and_sequences_of_them_are_captured(gpu: Compilers) -> None:
+    import torch
+
+    adopted = gpu.adopt([lambda x: (x, x + 1), lambda a, b: {"product": a * b}], torch.full((1,), 2.0))
+    (live,) = gpu.lives
+    assert live.outputs["product"].tolist() == [6.0]
+    assert adopted.wrap([torch.ones(1)], [torch.ones(1)]) == {"product": torch.ones(1)}
+    for model, example, text in (
+        (torch.nn.ReLU().train(), torch.ones(1), "in training mode"),
+        (torch.exp, None, "needs an example"),
+        (3, torch.ones(1), "net is a int: give a module"),
+        (lambda x: x[7], torch.ones(1), "fails on its example: IndexError"),
+    ):
+        with pytest.raises(CompileError, match=text):
+            gpu.adopt(model, example)

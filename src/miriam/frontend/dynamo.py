@@ -75,7 +75,7 @@ def miriam(
     if unknown or mode is not None:
         what = f"mode {mode!r}" if mode is not None else ", ".join(sorted(unknown))
         raise CompileError(f"backend miriam has no {what}: its options are {', '.join((*_LOAD, *_OWN))}")
-    tasks = _Tasks(graph, _weights(graph), given)
+    tasks = _Tasks(graph, _weights(graph, example), given)
     tasks.check(example)
     weakref.finalize(tasks, _unload, tasks.loaded).atexit = False
     return tasks
@@ -164,12 +164,14 @@ def _placeholders(graph: torch.fx.GraphModule) -> list[torch.fx.Node]:
     return [node for node in graph.graph.nodes if node.op == "placeholder"]
 
 
-def _weights(graph: torch.fx.GraphModule) -> frozenset[int]:
+def _weights(graph: torch.fx.GraphModule, example: Sequence[Any]) -> frozenset[int]:
     """Which inputs of a graph belong to the module."""
+    import torch
+
     return frozenset(
         i
-        for i, node in enumerate(_placeholders(graph))
-        if "_dynamo_static_input_type" in (node.meta.get("tensor_dict") or {})
+        for i, (node, x) in enumerate(zip(_placeholders(graph), example, strict=True))
+        if isinstance(x, torch.nn.Parameter) or "_dynamo_static_input_type" in (node.meta.get("tensor_dict") or {})
     )
 
 

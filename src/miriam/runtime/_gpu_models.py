@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["on_gpu"]
 
+_KIND = "cuda"  # of the devices of PyTorch
 _ONE = threading.Lock()  # what the compiler loads is noted for one model at a time
 
 
@@ -45,14 +46,14 @@ def on_gpu(model: Any, example: Any, device: ServingCuda, name: str, progress: P
         model = _in_turn(model, name)
     if example is None:
         raise CompileError(f"{name} needs an example of its inputs: shapes and dtypes follow from it")
-    gpu = torch.device("cuda", device.ordinal)
-    with _ONE, torch.cuda.device(gpu), torch.no_grad():
-        inputs = [torch.as_tensor(x).detach().to(gpu, copy=True) for x in as_arrays(example)]
+    with _ONE, torch.cuda.device(device.ordinal), torch.no_grad():
+        gpu = torch.empty(0, device=_KIND).device
         why = "it is no module"
         module = isinstance(model, torch.nn.Module)
         if module:
             model = _there(model, gpu, name)
         try:
+            inputs = [torch.as_tensor(x).detach().to(gpu, copy=True) for x in as_arrays(example)]
             whole = _structure(model(*inputs))
         except Exception as error:
             raise CompileError(f"{name} fails on its example: {type(error).__name__}: {error}") from error
