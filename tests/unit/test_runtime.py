@@ -2,6 +2,8 @@
 
 import concurrent.futures
 import math
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import CancelledError
@@ -11,6 +13,7 @@ import pytest
 from runtime_support import ONE, PATIENCE_S, Held, Witness
 
 import miriam
+from miriam.device.cpu import CpuDevice
 from miriam.errors import (
     ClosedError,
     CompileError,
@@ -279,6 +282,17 @@ class TestCallbacks:
         assert called.wait(PATIENCE_S)
         assert "ZeroDivisionError" in caplog.text
 
+    def test_a_listener_is_told_of_the_begin(self):
+        class Told(Witness):
+            def opened(self, *what):
+                self.begin = what
+
+        told, before_us = Told(), time.perf_counter() * 1e6
+        with miriam.Runtime("cpu", levels=(0, 5), policy="priority", listeners=[told]):
+            device, policy, lanes, zero_us = told.begin
+        assert (device, policy, [lane.name for lane in lanes]) == ("cpu", "priority", ["level 5", "normal"])
+        assert before_us <= zero_us <= time.perf_counter() * 1e6
+
     def test_listeners_hear_of_each_request_and_one_that_raises_is_told_no_more(self, caplog):
         class Bad:
             def heard(self, event, commands):
@@ -412,6 +426,36 @@ class TestComingAndGoing:
 
 
 class TestTheEnd:
+    def test_a_process_that_forgets_to_close_ends_all_the_same(self):
+        code = (
+            "import miriam, numpy as np; rt = miriam.Runtime('cpu'); one = np.ones(1);"
+            "task = rt.load(lambda x: 2 * x, one, timeout_ms=1e6, period_ms=1); print(task(one));"
+            "asking = task.every(lambda: one)"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_S)
+        assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "[2.]", "")
+
+    def test_a_model_cannot_close_what_runs_it(self):
+        with miriam.Runtime("cpu") as rt:
+            task = rt.load(lambda x: rt.close() or x if x[0] > 1 else x, ONE, name="last")
+            with pytest.raises(RequestError, match="unload and close from another thread"):
+                task(2 * ONE)
+            assert task(ONE) == 1
+
+    def test_what_is_loaded_while_it_is_closed_is_given_back(self, monkeypatch):
+        rt, forgotten = miriam.Runtime("cpu"), []
+        prepare, forget = CpuDevice.prepare, CpuDevice.forget
+
+        def late(self, task, bound=None):
+            prepare(self, task, bound)
+            rt.close()
+
+        monkeypatch.setattr(CpuDevice, "prepare", late)
+        monkeypatch.setattr(CpuDevice, "forget", lambda self, task: (forgotten.append(task.name), forget(self, task)))
+        with pytest.raises(ClosedError, match="closed while this was loaded"):
+            rt.load(double, ONE)
+        assert (forgotten, len(rt)) == (["double"], 0)
+
     @pytest.mark.parametrize("drain", [True, False])
     def test_closing_ends_all_that_waits(self, drain):
         rt, gate = miriam.Runtime("cpu"), Held()

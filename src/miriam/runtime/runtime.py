@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from miriam.coordinator import Listener, Policy
 from miriam.device.base import Serving
-from miriam.errors import ClosedError, WorkloadError
+from miriam.errors import ClosedError, RequestError, WorkloadError
 from miriam.policy import check, create_serving
 from miriam.policy.base import Joining, Setting
 from miriam.profile import ProfileSource
@@ -102,7 +102,8 @@ class Runtime:
         self.levels: Sequence[int] = tuple(sorted({int(level) for level in levels}))
         self._keep, self._progress = keep, progress
         self._gate = Gate(admission, policy, self.device)
-        self._lock = threading.Lock()  # tasks come and go one at a time
+        self._door = threading.Lock()  # tasks come one at a time
+        self._lock = threading.Lock()
         self._tasks: dict[str, tuple[Loaded, Adopted, Entry]] = {}
         self._loading: set[str] = set()
         self._caller = Caller()
@@ -230,6 +231,7 @@ class Runtime:
         KeyError
             There is none of that name.
         """
+        self._check_outside()
         name = task if isinstance(task, str) else task.name
         loaded, adopted, entry = self._find(name)
         self._desk.dismiss(entry, drain=drain)
@@ -259,6 +261,7 @@ class Runtime:
         drain
             Answer the requests that wait; otherwise only those that are on the device.
         """
+        self._check_outside()
         self._desk.close(drain=drain)
         self._loop.stop()
         with self._lock:
@@ -329,13 +332,16 @@ class Runtime:
         task = loaded.task
         self._device.prepare(task, adopted.bound)
         try:
-            with self._lock:
-                self._gate.admit(task, [one.task for one, _, _ in self._tasks.values()], self._device)
+            with self._door:
+                self._gate.admit(task, [one.task for one, _, _ in tuple(self._tasks.values())], self._device)
                 policy = self._loop.policy
                 if isinstance(policy, Joining):
                     self._loop.call(lambda: policy.join(task))
-                self._desk.admit(entry)
-                self._tasks[task.name] = loaded, adopted, entry
+                with self._lock:
+                    if self.closed:
+                        raise ClosedError("the runtime was closed while this was loaded")
+                    self._desk.admit(entry)
+                    self._tasks[task.name] = loaded, adopted, entry
         except BaseException:
             self._device.forget(task)
             raise
@@ -348,6 +354,10 @@ class Runtime:
         except ClosedError:
             return  # the device is gone, and all of its memory
         self._device.forget(task)
+
+    def _check_outside(self) -> None:
+        if self._loop.inside:
+            raise RequestError("a model waits for its own end here: unload and close from another thread")
 
     def _find(self, name: str) -> tuple[Loaded, Adopted, Entry]:
         found = self._tasks.get(name)
