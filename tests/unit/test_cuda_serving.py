@@ -316,6 +316,13 @@ def test_a_task_that_cannot_be_loaded_leaves_nothing_behind(on: Served, cu: Fake
         on.device.stage(guest, [given_for(guest)])
 
 
+def test_launches_are_measured_once(on: Served, cu: FakeDriver) -> None:
+    times = on.device.launch_us(FAST)
+    before = len(cu.launches)
+    assert on.device.launch_us(FAST) == times
+    assert len(cu.launches) == before
+
+
 def test_what_still_runs_cannot_be_forgotten(cu: FakeDriver) -> None:
     with served() as on:
         on.device.prepare(CRITICAL)

@@ -221,6 +221,9 @@ def test_as_a_task_it_is_asked_like_any_other(torch: FakeTorch, monkeypatch: pyt
             x = np.arange(32, dtype=np.float16).reshape(4, 8) + np.float16(value)
             (y,) = on.ask(task, x).outputs
             assert y.tobytes() == x.tobytes()[:32][::-1]
+        before = len(torch.cu.launches)
+        assert len(on.device.launch_us(live.program)) == 2
+        assert len(torch.cu.launches) == before  # it was measured when nobody could be disturbed
         on.device.forget(task)
         on.device.prepare(task, live)  # and again
         assert on.ask(task, x).error is None
