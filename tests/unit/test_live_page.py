@@ -175,7 +175,7 @@ def test_everything_is_there_at_any_width_and_in_any_light(look: Look, width: in
     assert "held" in page.locator("#contract").inner_text()
     assert page.locator("#decisions tr").count() == 12
     assert re.match(r"detector answers within \d+\.\d\d× of what it takes alone", page.locator("#lead").inner_text())
-    assert "times are on paper" in page.locator("#notes").inner_text()
+    assert "Times are on paper." in page.locator("#notes").inner_text()
     assert painted(page) > 3
     back, ink = (
         page.locator("body").evaluate(f"b => getComputedStyle(b).{what}") for what in ("backgroundColor", "color")

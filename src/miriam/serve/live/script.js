@@ -16,7 +16,7 @@
     return `${value.toFixed(digits)} ${unit}`;
   };
   const rate = (value) => value >= 100 ? Math.round(value).toLocaleString("en") : value.toFixed(1);
-  const times = (value) => `${value.toFixed(2)}×`;
+  const times = (value) => `${value.toFixed(value < 10 ? 2 : value < 100 ? 1 : 0)}×`;
   const clock = (s) => s < 60 ? `${Math.floor(s)} s` : s < 3600 ? `${Math.floor(s / 60)} min` : `${Math.floor(s / 3600)} h ${Math.floor(s % 3600 / 60)} min`;
   const fill = (node, attributes, ...content) => {
     for (const [key, value] of Object.entries(attributes)) {
@@ -56,7 +56,7 @@
     return { whole, waited, paused: stood, ran: Math.max(0, whole - waited - stood) };
   };
   const split = (of, scale, colour) => el("span", { class: "split" },
-    ...[["waited", "wait"], ["paused", "pause"], ["ran", "run"]].map(([what, kind]) =>
+    ...[["waited", "wait"], ["paused", "pause"], ["ran", "run"]].filter(([what]) => of[what] > 0).map(([what, kind]) =>
       el("i", { class: `${kind}-fill`, width: 100 * of[what] / scale, paint: colour })));
 
   // The head of the page
@@ -76,7 +76,7 @@
       el("li", {}, `policy ${news.policy}`), el("li", {}, `${rate(all)} answers/s`),
       el("li", {}, `${waiting} waiting`), el("li", {}, `up ${clock(news.up_s)}`));
     $("notes").hidden = !news.notes.length;
-    $("notes").replaceChildren(...news.notes.map((note) => el("p", {}, note)));
+    $("notes").replaceChildren(...news.notes.map((note) => el("p", {}, `${note[0].toUpperCase()}${note.slice(1)}.`)));
   };
   const perSecond = (name) => {
     if (history.length < 2) return null;
@@ -151,7 +151,7 @@
     const x = (us) => plot * Math.log(us / low) / Math.log(high / low), foot = top + tall * rows.length;
     const marks = logTicks(low, high, Math.max(3, Math.floor(plot / 74))).map((us) => svg("g", {},
       svg("line", { class: "grid", x1: left + x(us), x2: left + x(us), y1: top, y2: foot }),
-      svg("text", { class: "tick", x: left + x(us), y: foot + 17, "text-anchor": "middle" }, us >= 1e6 ? `${+(us / 1e6).toPrecision(3)} s` : us >= 1e3 ? `${+(us / 1e3).toPrecision(3)} ms` : `${+us.toPrecision(3)} µs`)));
+      svg("text", { class: "tick", x: left + x(us), y: foot + 17, "text-anchor": x(us) < 20 ? "start" : "middle" }, us >= 1e6 ? `${+(us / 1e6).toPrecision(3)} s` : us >= 1e3 ? `${+(us / 1e3).toPrecision(3)} ms` : `${+us.toPrecision(3)} µs`)));
     const bands = rows.map((task, i) => {
       const base = top + tall * (i + 1) - 7, high1 = tall - 27, colour = paint(task.name, task.level);
       const outline = (values, least = -1) => density(values, x, plot).filter(([, value]) => value > least).map(([at, value]) => `${(left + at).toFixed(1)},${(base - high1 * value).toFixed(1)}`).join(" ");
