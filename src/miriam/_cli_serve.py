@@ -56,6 +56,8 @@ def serve(
     overrides: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="miriam: %(levelname)s: %(message)s")
 
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)  # it warns of every client that speaks no HTTP
+
     async def main() -> int:
         with bad_input(ConfigError):
             server = Server(load_config(file, overrides), lambda: load_config(file, overrides), _say)

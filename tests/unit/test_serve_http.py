@@ -562,6 +562,9 @@ def test_models_come_and_go(running: Running, request: pytest.FixtureRequest) ->
     assert "give no parameter" in error(
         post(f"/v2/repository/models/{name}/load", json={"parameters": {"config": "{}"}}), 400
     )
+    for wrong in (b'{"parameters": false}', b"[]", b"{"):
+        assert error(post(f"/v2/repository/models/{name}/load", content=wrong), 400)
+    assert error(post("/v2/repository/index", content=b'{"ready": 1}'), 400)
     assert error(post("/v2/repository/index", content=b"x" * 100_000), 413)
 
 

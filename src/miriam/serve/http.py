@@ -130,7 +130,7 @@ class Http:
         get: dict[str, Callable[[Request], Any]] = {
             "/v2": lambda request: self._service.metadata(),
             "/v2/models/stats": lambda request: triton.statistics(self._service.statistics()),
-            "/openapi.json": lambda request: document(self._limits),
+            "/openapi.json": lambda request: document(self._limits, list(self._service.repository)),
         }
         of_model: dict[str, Callable[[str, str], Any]] = {
             "": self._service.metadata,
@@ -198,6 +198,8 @@ class Http:
             raise ServiceError(Status.INVALID, f"the body is no JSON: {error}") from None
         if not isinstance(found, dict):
             raise ServiceError(Status.INVALID, "the body is no JSON object")
+        if not isinstance(found.get("parameters", {}), dict):
+            raise ServiceError(Status.INVALID, "'parameters' is no object")
         return found
 
     async def _infer(self, request: Request) -> Response:

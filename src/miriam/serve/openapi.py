@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import miriam
@@ -13,7 +14,7 @@ __all__ = ["document"]
 _TEXT = {"type": "string"}
 _WHOLE = {"type": "integer", "minimum": 0, "maximum": 2**63 - 1}
 _MODEL = {"name": "model", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
-_VERSION = {"name": "version", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+_VERSION = {"name": "version", "in": "path", "required": True, "schema": {"enum": ["1"]}}
 _FAILURES = {
     400: "What was sent is not what is taken.",
     401: "The token is missing or wrong.",
@@ -27,8 +28,9 @@ _FAILURES = {
 }
 
 
-def document(limits: Limits) -> dict[str, Any]:
-    """The document of a server with these limits."""
+def document(limits: Limits, models: Sequence[str]) -> dict[str, Any]:
+    """The document of a server with these limits and models."""
+    known = _MODEL | {"schema": {"enum": list(models)}} if models else _MODEL
     paths: dict[str, Any] = {
         "/v2": _get("About the server.", _object(name=_TEXT, version=_TEXT, extensions=_array(_TEXT))),
         "/v2/health/live": _get("Whether the server works.", None, 503),
@@ -46,13 +48,13 @@ def document(limits: Limits) -> dict[str, Any]:
                                       body=_properties(parameters={"type": "object", "maxProperties": 0}))
         ),
         "/v2/repository/models/{model}/unload": _with(
-            [_MODEL], post=_operation("Unload a model.", {}, 400, 404, 413, body={"type": "object"})
+            [_MODEL], post=_operation("Unload a model.", {}, 400, 404, 413, body=_properties(parameters={"type": "object"}))
         ),
         "/openapi.json": _get("This document.", {"type": "object"}),
     }  # fmt: skip
     for at, given in (
-        ("/v2/models/{model}", [_MODEL]),
-        ("/v2/models/{model}/versions/{version}", [_MODEL, _VERSION]),
+        ("/v2/models/{model}", [known]),
+        ("/v2/models/{model}/versions/{version}", [known, _VERSION]),
     ):
         paths |= {
             at: _with(given, **_get("Inputs and outputs of a model.", _ref("Metadata"), 404, 503)),

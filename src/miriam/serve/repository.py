@@ -160,6 +160,8 @@ class Repository(Mapping[str, Entry]):
 
     async def _load(self, entry: Entry) -> None:
         entry.reason = ""
+        if entry.loaded is None:
+            entry.state = State.LOADING
         try:
             # What can go wrong with a file goes wrong here, while the one that is loaded still serves.
             model, example = await in_thread(_made, entry.config)
