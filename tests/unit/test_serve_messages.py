@@ -1,6 +1,7 @@
 """Requests for inference and answers as messages of gRPC."""
 
 import math
+from contextlib import suppress
 from typing import Any
 
 import ml_dtypes
@@ -10,14 +11,17 @@ from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from pydantic import ByteSize
 from tritonclient.grpc import service_pb2 as pb
 
+from miriam.serve.config import Limits
 from miriam.serve.errors import ServiceError, Status
 from miriam.serve.messages import asked, parse, parse_bytes, response
 from miriam.serve.service import InferResult
 from miriam.serve.tensors import DATATYPES, from_binary, to_binary
 
-LIMIT = 1 << 20
+LIMITS = Limits(json_bytes=ByteSize(1 << 18), json_values=1 << 14, tensor_elements=1 << 20)
+LIMIT = LIMITS.tensor_elements
 CONTENTS = {
     "BOOL": "bool_contents", "INT8": "int_contents", "INT16": "int_contents", "INT32": "int_contents",
     "INT64": "int64_contents", "UINT8": "uint_contents", "UINT16": "uint_contents", "UINT32": "uint_contents",
@@ -67,13 +71,13 @@ def typed(tensors: list[tuple[str, Array]]) -> Any:
 
 def refused(message: Any) -> ServiceError:
     with pytest.raises(ServiceError) as caught:
-        parse(message, LIMIT)
+        parse(message, LIMITS)
     return caught.value
 
 
 @given(st.lists(TENSORS, max_size=3))
 def test_raw_tensors_come_as_they_were(tensors: list[tuple[str, Array]]) -> None:
-    call = parse(raw(tensors, id="7", model_version="1"), LIMIT)
+    call = parse(raw(tensors, id="7", model_version="1"), LIMITS)
     assert (call.model, call.id, call.version, call.outputs) == ("m", "7", "1", None)
     assert [name for name, _ in call.inputs] == [f"x{i}" for i in range(len(tensors))]
     assert all(same(array, given) for (_, given), (_, array) in zip(call.inputs, tensors, strict=True))
@@ -81,8 +85,8 @@ def test_raw_tensors_come_as_they_were(tensors: list[tuple[str, Array]]) -> None
 
 @given(st.sampled_from(sorted(CONTENTS)).flatmap(lambda kind: st.tuples(st.just(kind), arrays(kind))))
 def test_typed_contents_are_the_same_as_raw_ones(tensor: tuple[str, Array]) -> None:
-    ((_, by_values),) = parse(typed([tensor]), LIMIT).inputs
-    ((_, by_bytes),) = parse(raw([tensor]), LIMIT).inputs
+    ((_, by_values),) = parse(typed([tensor]), LIMITS).inputs
+    ((_, by_bytes),) = parse(raw([tensor]), LIMITS).inputs
     assert same(by_values, by_bytes)
     assert same(by_values, tensor[1])
 
@@ -105,7 +109,7 @@ def test_an_answer_holds_the_outputs_in_their_order(tensors: list[tuple[str, Arr
 @given(st.binary(max_size=200))
 def test_whatever_comes_is_a_request_or_refused(data: bytes) -> None:
     try:
-        model: object = parse_bytes(data, LIMIT).model
+        model: object = parse_bytes(data, LIMITS).model
     except ServiceError as error:
         model = error.status
     if isinstance(model, Status):
@@ -123,7 +127,7 @@ def test_what_a_request_says_beside_its_tensors() -> None:
     message.parameters["empty"].SetInParent()
     message.outputs.add(name="b")
     message.outputs.add(name="a").parameters["binary_data"].bool_param = True
-    call = parse(message, LIMIT)
+    call = parse(message, LIMITS)
     assert (call.priority, call.timeout_us, call.outputs) == (2, 1500, ["b", "a"])
     assert (call.parameters["note"], call.parameters["flag"], call.parameters["empty"]) == ("hello", True, None)
 
@@ -184,7 +188,7 @@ def test_what_is_not_here_is_said_to_be_not_here() -> None:
 
 def test_raw_tensors_of_any_size_are_read_at_once() -> None:
     message = raw([("FP32", np.zeros(1 << 18, np.float32))])
-    found = asked(message.SerializeToString())
+    found = asked(message.SerializeToString(), LIMITS)
     assert found.message == message
     assert found.model == "m"
 
@@ -192,22 +196,30 @@ def test_raw_tensors_of_any_size_are_read_at_once() -> None:
 def test_what_takes_long_to_read_is_only_looked_at() -> None:
     values = typed([("FP32", np.zeros(1 << 15, np.float32))])
     texts = raw([("BYTES", np.full(1 << 15, b"", np.object_))])
-    empty = pb.ModelInferRequest(model_name="m").SerializeToString() + b"\x2a\x00" * (1 << 15)
-    tiny = pb.ModelInferRequest(model_name="m").SerializeToString() + b"\x3a\x00" * (1 << 15)
-    for data in (values.SerializeToString(), texts.SerializeToString(), empty, tiny):
-        found = asked(data)
-        assert found.message is None
-        assert found.data == data
-        assert found.model == "m"
+    for data in (values.SerializeToString(), texts.SerializeToString()):
+        found = asked(data, LIMITS)
+        assert (found.message, found.data, found.model) == (None, data, "m")
+
+
+@pytest.mark.parametrize(
+    "piece", [b"\x2a\x00", b"\x3a\x00", b"\x22\x00", b"\x2a" + b"\x81\x01" + bytes([0x12, 0x7F]) + bytes(127)]
+)
+def test_a_crowd_of_small_things_is_not_even_looked_at(piece: bytes) -> None:
+    data = raw([]).SerializeToString() + piece * ((LIMITS.json_bytes + (64 << 10)) // len(piece))
+    with pytest.raises(ServiceError) as caught:
+        asked(data, LIMITS)
+    assert caught.value.status is Status.TOO_LARGE
+
+
+def test_typed_contents_hold_no_more_values_than_may_be() -> None:
+    one_more = np.zeros(LIMITS.json_values + 1, np.uint8)
+    error = refused(typed([("UINT8", one_more)]))
+    assert (error.status, "use raw_input_contents" in str(error)) == (Status.TOO_LARGE, True)
+    assert parse(typed([("UINT8", one_more[1:])]), LIMITS).inputs[0][1].size == LIMITS.json_values
 
 
 @given(st.binary(min_size=1, max_size=40))
 def test_looking_at_a_long_message_breaks_on_none(start: bytes) -> None:
     data = start + b"\x0a" * (64 << 10)
-    try:
-        found = asked(data)
-    except DecodeError:
-        with pytest.raises(DecodeError):
-            pb.ModelInferRequest.FromString(data)
-    else:
-        assert found.data == data
+    with suppress(ServiceError, DecodeError):
+        assert asked(data, LIMITS).data == data

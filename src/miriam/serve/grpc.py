@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import grpc
@@ -60,7 +61,7 @@ class _Calls(GRPCInferenceServiceServicer):  # type: ignore[misc]
 
     def __init__(self, service: Service, limits: Limits) -> None:
         self._service = service
-        self._elements = limits.tensor_elements
+        self.limits = limits
         self._memory = Memory(limits.total_bytes)
         self._asides: dict[int, Aside] = {}
 
@@ -151,9 +152,9 @@ class _Calls(GRPCInferenceServiceServicer):  # type: ignore[misc]
         with self._service.admitted(request.model), self._memory.lent() as take:
             take(len(request.data))
             if request.message is not None:
-                call = parse(request.message, self._elements)
+                call = parse(request.message, self.limits)
             else:
-                call = await self._aside(request.model).call(parse_bytes, request.data, self._elements)
+                call = await self._aside(request.model).call(parse_bytes, request.data, self.limits)
             if remaining_s is not None:
                 call = replace(call, timeout_us=self._timeout_us(call, remaining_s))
             return response(await self._service.infer(call))
@@ -260,14 +261,13 @@ class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
         self._authorize = authorize
         self._handlers = {}
         for method in _SERVICE.methods:
+            read = _class(method.input_type).FromString
+            if method.input_type.name == "ModelInferRequest":
+                read = partial(asked, limits=calls.limits)
             streams = method.name == "ModelStreamInfer"
             kind = grpc.stream_stream_rpc_method_handler if streams else grpc.unary_unary_rpc_method_handler
             self._handlers[f"/{_SERVICE.full_name}/{method.name}"] = kind(
-                _coded(getattr(calls, method.name)),
-                _reading(
-                    asked if method.input_type.name == "ModelInferRequest" else _class(method.input_type).FromString
-                ),
-                _class(method.output_type).SerializeToString,
+                _coded(getattr(calls, method.name)), _reading(read), _class(method.output_type).SerializeToString
             )
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
@@ -308,11 +308,13 @@ def _coded(call: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], A
 
 
 def _reading(read: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    """What is no message becomes the error that says so."""
+    """What cannot be read becomes the error that says so, which gRPC itself would only log."""
 
     def reading(data: bytes) -> Any:
         try:
             return read(data)
+        except ServiceError as error:
+            return error
         except DecodeError as error:
             return ServiceError(Status.INVALID, f"the message cannot be read: {error}")
 

@@ -9,6 +9,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 from tritonclient.grpc.service_pb2 import ModelInferRequest, ModelInferResponse
 
+from miriam.serve.config import Limits
 from miriam.serve.errors import ServiceError, Status
 from miriam.serve.service import InferCall, InferResult
 from miriam.serve.tensors import Array, datatype_of, from_binary, from_values, to_binary
@@ -16,6 +17,7 @@ from miriam.serve.tensors import Array, datatype_of, from_binary, from_values, t
 __all__ = ["Asked", "asked", "parse", "parse_bytes", "response"]
 
 _INLINE_BYTES = 64 << 10  # of a message, beside raw tensors: read within a millisecond
+_FIELDS = 1024  # of a message that is larger: tensors, outputs and parameters
 _NAME, _RAW = 0x0A, 0x3A  # tags of model_name and raw_input_contents
 
 _CONTENTS = {
@@ -54,35 +56,41 @@ class Asked:
     model: str
 
 
-def asked(data: bytes) -> Asked:
-    """Look at a message, and read it if that is quick."""
-    if len(data) > _INLINE_BYTES:
-        quick, model = _skim(data)
-        if not quick:
-            return Asked(None, data, model)
-    message = ModelInferRequest.FromString(data)
-    return Asked(message, data, message.model_name)
-
-
-def _skim(data: bytes) -> tuple[bool, str]:
-    """Whether a message is quickly read, and its model.
+def asked(data: bytes, limits: Limits) -> Asked:
+    """Look at a message, and read it if that is quick.
 
     Raw tensors are only copied. All else becomes objects, many times as large as their bytes and made while Python's
     lock is held: 64 MiB of empty inputs are 32 million of them.
+
+    Raises
+    ------
+    ServiceError
+        There is more in it than may be.
+    DecodeError
+        It is none.
     """
-    model, others, fields = b"", 0, 0
+    if len(data) <= _INLINE_BYTES:
+        message = ModelInferRequest.FromString(data)
+        return Asked(message, data, message.model_name)
+    name, others, fields, texts = b"", 0, 0, False
     try:
         for tag, start, end in _fields(data):
             fields += 1
             if tag == _NAME:
-                model = data[start:end]
+                name = data[start:end]
             if tag != _RAW:
                 others += end - start
-            if others > _INLINE_BYTES or fields > _INLINE_BYTES // 8 or (tag != _RAW and b"BYTES" in data[start:end]):
-                return False, model.decode(errors="replace")
-    except (IndexError, ValueError):  # the parser will say what is wrong
-        return False, model.decode(errors="replace")
-    return True, model.decode(errors="replace")
+                texts = texts or b"BYTES" in data[start:end]
+            if others > limits.json_bytes or fields > _FIELDS:
+                raise ServiceError(
+                    Status.TOO_LARGE,
+                    f"a message may have {_FIELDS} fields, and beside raw_input_contents {int(limits.json_bytes)} bytes "
+                    "(limits.json_bytes in the server's configuration): put tensors there",
+                )
+    except (IndexError, ValueError):
+        others = len(data)  # the parser will say what is wrong
+    quick = others <= _INLINE_BYTES and not texts
+    return Asked(ModelInferRequest.FromString(data) if quick else None, data, name.decode(errors="replace"))
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int, int]]:
@@ -103,22 +111,17 @@ def _fields(data: bytes) -> Iterator[tuple[int, int, int]]:
         at += size
 
 
-def parse_bytes(data: bytes, limit: int) -> InferCall:
+def parse_bytes(data: bytes, limits: Limits) -> InferCall:
     """The same as `parse` of a message that has not been read."""
     try:
         message = ModelInferRequest.FromString(data)
     except DecodeError as error:
         raise ServiceError(Status.INVALID, f"the message is no ModelInferRequest: {error}") from None
-    return parse(message, limit)
+    return parse(message, limits)
 
 
-def parse(message: Any, limit: int) -> InferCall:
+def parse(message: Any, limits: Limits) -> InferCall:
     """What a message asks for.
-
-    Parameters
-    ----------
-    limit
-        The most elements that a tensor may have.
 
     Raises
     ------
@@ -130,7 +133,7 @@ def parse(message: Any, limit: int) -> InferCall:
         raise ServiceError(Status.UNSUPPORTED, "no model here keeps a state: leave sequence_id out")
     return InferCall(
         model=message.model_name,
-        inputs=_inputs(message, limit),
+        inputs=_inputs(message, limits),
         version=message.model_version,
         id=message.id,
         outputs=[_wanted(output) for output in message.outputs] or None,
@@ -149,30 +152,36 @@ def response(result: InferResult) -> Any:
     return message
 
 
-def _inputs(message: Any, limit: int) -> list[tuple[str, Array]]:
+def _inputs(message: Any, limits: Limits) -> list[tuple[str, Array]]:
     tensors, raw = message.inputs, message.raw_input_contents
     for tensor in tensors:
         if tensor.parameters:
             _refuse_shared(tensor)
     if not raw:
-        return [(t.name, _typed(t, limit)) for t in tensors]
+        return [(t.name, _typed(t, limits)) for t in tensors]
     if len(raw) != len(tensors):
         raise _invalid(f"{len(raw)} raw_input_contents for {len(tensors)} inputs: give one for each")
     for tensor in tensors:
         if tensor.HasField("contents"):
             raise _invalid(f"tensor {tensor.name!r:.80} has contents beside raw_input_contents: give one of them")
     return [
-        (t.name, from_binary(t.name, t.datatype, tuple(t.shape), data, limit))
+        (t.name, from_binary(t.name, t.datatype, tuple(t.shape), data, limits.tensor_elements))
         for t, data in zip(tensors, raw, strict=True)
     ]
 
 
-def _typed(tensor: Any, limit: int) -> Array:
+def _typed(tensor: Any, limits: Limits) -> Array:
     field = _CONTENTS.get(tensor.datatype)
     if field is None and tensor.datatype in ("FP16", "BF16"):
         raise _invalid(f"tensor {tensor.name!r:.80}: {tensor.datatype} goes into raw_input_contents only")
-    values = list(getattr(tensor.contents, field)) if field else []
-    return from_values(tensor.name, tensor.datatype, tuple(tensor.shape), values, limit)
+    values = getattr(tensor.contents, field) if field else ()
+    if len(values) > limits.json_values:
+        raise ServiceError(
+            Status.TOO_LARGE,
+            f"tensor {tensor.name!r:.80}: contents hold {limits.json_values} values at most "
+            "(limits.json_values in the server's configuration): use raw_input_contents",
+        )
+    return from_values(tensor.name, tensor.datatype, tuple(tensor.shape), list(values), limits.tensor_elements)
 
 
 def _parameters(given: Any) -> dict[str, Any]:

@@ -29,7 +29,7 @@ __all__ = ["Metrics"]
 Tasks = Mapping[str, TaskStatistics]
 
 _OUTCOMES = ("answered", "failed", "timed_out", "cancelled", "rejected")
-_REASONS = {"failed": "BACKEND", "timed_out": "TIMEOUT", "cancelled": "CANCELED", "rejected": "REJECTED"}
+_REASONS = {"BACKEND": ("failed",), "CANCELED": ("cancelled",), "REJECTED": ("rejected", "timed_out")}
 _BOUNDS = tuple(map(floatToGoString, BUCKETS_S))
 _MODEL = ("model", "version", "criticality")
 
@@ -168,8 +168,8 @@ def _aliases(tasks: Tasks, versions: Mapping[str, str]) -> Iterator[Metric]:
             metric.add_metric((name, versions[name]), value(task))
         yield metric
     for name, task in tasks.items():
-        for outcome, reason in _REASONS.items():
-            failed.add_metric((name, versions[name], reason), getattr(task, outcome))
+        for reason, outcomes in _REASONS.items():
+            failed.add_metric((name, versions[name], reason), sum(getattr(task, outcome) for outcome in outcomes))
     yield failed
 
 
