@@ -48,7 +48,7 @@ def serve(
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.partition(".")[0] == "miriam":
             raise
-        raise MiriamError(f"there is no module {error.name}: install Miriam with its extra, 'miriam[serve]'") from error
+        raise MiriamError(f"there is no module {error.name}: install Miriam with its extra: pip install '.[serve]'") from error
     given = {
         "device": device, "policy": policy, "host": host, "ports.http": http_port, "ports.grpc": grpc_port,
         "ports.metrics": metrics_port,

@@ -48,7 +48,8 @@ def document(limits: Limits, models: Sequence[str]) -> dict[str, Any]:
                                       body=_properties(parameters={"type": "object", "maxProperties": 0}))
         ),
         "/v2/repository/models/{model}/unload": _with(
-            [_MODEL], post=_operation("Unload a model.", {}, 400, 404, 413, body=_properties(parameters={"type": "object"}))
+            [_MODEL], post=_operation("Unload a model.", {}, 400, 404, 413,
+                                      body=_properties(parameters={"type": "object"}))
         ),
         "/openapi.json": _get("This document.", {"type": "object"}),
     }  # fmt: skip

@@ -113,14 +113,19 @@ class Repository(Mapping[str, Entry]):
         """Whether all are ready that are wanted."""
         return all(entry.ready for entry in self._entries.values() if entry.wanted)
 
-    async def load_all(self) -> None:
-        """Load every model, the most critical first; one that cannot be loaded says so in its entry."""
+    async def load_all(self, tried: Callable[[Entry], None] = lambda entry: None) -> None:
+        """Load every model, the most critical first; one that cannot be loaded says so in its entry.
+
+        Parameters
+        ----------
+        tried
+            Is given each entry, after that.
+        """
         for entry in sorted(self._entries.values(), key=lambda entry: -entry.config.criticality):
             async with entry.lock:
-                try:
+                with suppress(ServiceError):
                     await self._load(entry)
-                except ServiceError:
-                    continue
+            tried(entry)
 
     async def load(self, name: str) -> None:
         """Load a model as the configuration has it now. One that is loaded is loaded anew.

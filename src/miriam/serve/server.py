@@ -25,7 +25,7 @@ from miriam.serve.grpc import GrpcServer
 from miriam.serve.http import Http, metrics_application
 from miriam.serve.limits import GuardedProtocol
 from miriam.serve.metrics import Metrics
-from miriam.serve.repository import Repository, in_thread
+from miriam.serve.repository import Entry, Repository, in_thread
 from miriam.serve.service import Service
 from miriam.trace import Recorder
 
@@ -141,13 +141,7 @@ class Server:
     async def load(self) -> bool:
         """Load all models; whether any is there."""
         repository = self.service.repository
-        await repository.load_all()
-        for name, entry in repository.items():
-            if entry.loaded is None:
-                self._say(f"  {name} is not ready: {entry.reason}")
-                continue
-            levels = "" if len(entry.levels) < 2 else f", requests may choose {entry.levels[-1]} to {entry.levels[0]}"
-            self._say(f"  {name} is ready, criticality {entry.loaded.criticality}{levels}")
+        await repository.load_all(lambda entry: self._say(f"  {_in_words(entry)}"))
         for note in self.service.runtime.notes:
             self._say(f"  note: {note}")
         if repository.complete:
@@ -186,6 +180,13 @@ def _exporter(recorder: Recorder, to: str) -> Exporter:
     return Exporter(recorder, to)
 
 
+def _in_words(entry: Entry) -> str:
+    if entry.loaded is None:
+        return f"{entry.name} is not ready: {entry.reason}"
+    choice = f", requests may choose {entry.levels[-1]} to {entry.levels[0]}" if len(entry.levels) > 1 else ""
+    return f"{entry.name} is ready, criticality {entry.loaded.criticality}{choice}"
+
+
 def _asked_to_end(stop: asyncio.Event, signals: tuple[signal.Signals, ...]) -> None:
     """End in order; who asks again means at once."""
     loop = asyncio.get_running_loop()
@@ -201,6 +202,7 @@ class _Listener:
     def __init__(self, application: ASGIApp, config: ServerConfig, port: int, name: str) -> None:
         self._address, self._name = (config.host, port), name
         tls = config.security.tls
+        self._patience_s = config.limits.request_s
         self._state = ServerState()
         self._server: asyncio.Server | None = None
         self._clock: asyncio.TimerHandle | None = None
@@ -230,7 +232,12 @@ class _Listener:
 
         try:
             self._server = await loop.create_server(
-                protocol, host, port, ssl=self._config.ssl, backlog=self._config.backlog
+                protocol,
+                host,
+                port,
+                ssl=self._config.ssl,
+                backlog=self._config.backlog,
+                ssl_handshake_timeout=self._patience_s if self._config.ssl else None,
             )
         except OSError as error:
             raise MiriamError(
