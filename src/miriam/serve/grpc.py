@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import replace
 from functools import partial
@@ -161,8 +162,7 @@ class _Calls(GRPCInferenceServiceServicer):  # type: ignore[misc]
 
     def _aside(self, model: str) -> Aside:
         """What reads for a model's level: none waits for what a lower one sent."""
-        entry = self._service.repository.get(model)
-        return self._asides.setdefault(entry.config.criticality if entry is not None else 0, Aside())
+        return self._asides.setdefault(self._service.entry(model, "").config.criticality, Aside())
 
     def _timeout_us(self, call: InferCall, remaining_s: float) -> int:
         """Time that a request may wait: what it asks for or its model's own, but not beyond the client's deadline."""
@@ -222,6 +222,8 @@ class GrpcServer:
         MiriamError
             The port cannot be had.
         """
+        # Processes that the server begins have nothing of gRPC in them; looking after that is noise and a hold-up.
+        os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
         self._server = grpc.aio.server(
             maximum_concurrent_rpcs=_CALLS,
             options=[

@@ -84,8 +84,8 @@ def asked(data: bytes, limits: Limits) -> Asked:
             if others > limits.json_bytes or fields > _FIELDS:
                 raise ServiceError(
                     Status.TOO_LARGE,
-                    f"a message may have {_FIELDS} fields, and beside raw_input_contents {int(limits.json_bytes)} bytes "
-                    "(limits.json_bytes in the server's configuration): put tensors there",
+                    f"a message may have {_FIELDS} fields, and {int(limits.json_bytes)} bytes (limits.json_bytes in the "
+                    "configuration) that are no raw_input_contents",
                 )
     except (IndexError, ValueError):
         others = len(data)  # the parser will say what is wrong
