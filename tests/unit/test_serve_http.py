@@ -402,6 +402,22 @@ def readers() -> list[int]:
     return [child for child in children if b"miriam.serve.aside" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
+@pytest.mark.parametrize(("priority", "level"), [(0, 1), (1, 2), (2, 1), (3, 0), (4, 0), (2**40, 0)])
+def test_a_request_chooses_a_level_within_what_its_model_allows(running: Running, priority: int, level: int) -> None:
+    def counts(model: str) -> dict[int, int]:
+        counted = running.server.service.statistics(model)[model].levels
+        return {n: counted[n].count if n in counted else 0 for n in range(4)}
+
+    before = counts("add")
+    a, b = (tensor([1] * 6, "INT32", name, [2, 3]) for name in "ab")
+    assert running.infer("add", a, b, parameters={"priority": priority}).status_code == 200
+    assert counts("add") == before | {level: before[level] + 1}
+    before = counts("large")  # it lets nobody choose
+    data = tensor([0.0] * 150000)
+    assert running.infer("large", data, parameters={"priority": priority}).status_code == 200
+    assert counts("large") == before | {0: before[0] + 1}
+
+
 # Limits
 
 

@@ -1,5 +1,6 @@
 """The command, from its first line of output to its exit code."""
 
+import asyncio
 import json
 import os
 import re
@@ -20,6 +21,8 @@ from serve_support import PATIENCE_S, files, serving, tensor
 from typer.testing import CliRunner
 
 from miriam.cli import app
+from miriam.serve.config import load_config
+from miriam.serve.server import Server
 
 MODELS = "models:\n  same: {factory: 'nets.py:same', example: [[1]]}\n"
 FIFO = """
@@ -165,6 +168,30 @@ def test_a_server_that_is_killed_leaves_no_process_behind_and_one_without_torch_
             assert select.select([end], [], [], PATIENCE_S)[0]
         finally:
             os.close(end)
+
+
+def test_a_server_is_ready_when_its_models_are(tmp_path: Path) -> None:
+    path = files(tmp_path, MODELS)
+
+    async def codes(server: Server, *paths: str) -> list[int]:
+        base = f"http://127.0.0.1:{server.ports['http']}"
+        async with httpx.AsyncClient(base_url=base, trust_env=False, timeout=PATIENCE_S) as client:
+            return [(await client.get(path)).status_code for path in paths]
+
+    async def watch() -> None:
+        paths = ("/v2/health/live", "/v2/health/ready", "/v2/models/same/ready", "/v2/models/same")
+        server = Server(load_config(path), say=lambda line: None)
+        await server.start()
+        try:
+            assert await codes(server, *paths) == [200, 503, 503, 503]
+            assert await server.load()
+            assert await codes(server, *paths) == [200, 200, 200, 200]
+            assert await server.service.drained(0)
+            assert await codes(server, *paths) == [200, 503, 503, 200]
+        finally:
+            await server.stop()
+
+    asyncio.run(watch())
 
 
 def test_a_model_that_cannot_be_loaded_does_not_keep_the_others_from_being_served(tmp_path: Path) -> None:
