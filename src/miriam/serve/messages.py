@@ -82,11 +82,8 @@ def asked(data: bytes, limits: Limits) -> Asked:
                 others += end - start
                 texts = texts or b"BYTES" in data[start:end]
             if others > limits.json_bytes or fields > _FIELDS:
-                raise ServiceError(
-                    Status.TOO_LARGE,
-                    f"a message may have {_FIELDS} fields, and {int(limits.json_bytes)} bytes (limits.json_bytes in the "
-                    "configuration) that are no raw_input_contents",
-                )
+                most = f"{_FIELDS} fields, and {int(limits.json_bytes)} bytes (limits.json_bytes in the configuration)"
+                raise ServiceError(Status.TOO_LARGE, f"a message may have {most} that are no raw_input_contents")
     except (IndexError, ValueError):
         others = len(data)  # the parser will say what is wrong
     quick = others <= _INLINE_BYTES and not texts
