@@ -98,8 +98,9 @@ def test_a_set_that_cannot_hold_is_refused_and_the_task_is_not_there():
 def test_a_warning_comes_once_for_each_task_and_nothing_is_asked_where_it_is_off():
     x = np.ones(10)
     with miriam.Runtime("cpu") as rt:
-        with pytest.warns(RuntimeWarning, match="the deadline of tight"):
+        with pytest.warns(RuntimeWarning, match="the deadline of tight") as said:
             rt.load(longest, x, name="tight", deadline_ms=0.001)
+        assert [one.filename for one in said] == [__file__], "where it was loaded"
         rt.load(longest, x, name="other")
     with miriam.Runtime("cpu", admission="off") as rt:
         rt.load(longest, x, name="tight", deadline_ms=0.001)

@@ -68,7 +68,7 @@ class Gate:
                 )
             elif verdict.name not in self._warned:
                 self._warned.add(verdict.name)
-                warnings.warn(_words(task, verdict), RuntimeWarning, stacklevel=5)
+                warnings.warn(_words(task, verdict), RuntimeWarning, stacklevel=4)
 
     def _verdicts(self, tasks: Sequence[Task], device: Serving) -> list[Verdict]:
         # Stream priorities let what runs run on; only here do they interrupt it.
