@@ -14,6 +14,7 @@ memory as another stream would.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections import Counter
@@ -308,6 +309,7 @@ def _axes(name: str, of: Dim) -> dict[str, int]:
     return {f"%{name}.{axis}": n for axis, n in zip("xyz", of, strict=True)}
 
 
+@functools.cache
 def _own(name: str, index: int, block: Dim) -> Any:
     """A special register that the threads of a block see differently."""
     x, y, _ = block

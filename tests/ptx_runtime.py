@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -196,7 +197,8 @@ def copy(t: Thread, to: int, source: int, size: int, take: int) -> None:
 
 def _carry_out(t: Thread, job: tuple[int, int, int, int]) -> None:
     to, source, size, take = job
-    data = b"".join(load_global(t, source + i, 4).to_bytes(4, "little") for i in range(0, min(take, size), 4))
+    wide = max(4, math.gcd(source, take, 16))
+    data = b"".join(load_global(t, source + i, wide).to_bytes(wide, "little") for i in range(0, min(take, size), wide))
     store_shared(t, to, size, int.from_bytes(data[:take], "little"))
 
 
@@ -247,7 +249,7 @@ def meet(
 
 def _met(block: Block, warp: Warp, key: tuple[str, int], last: Thread | None) -> bool:
     arrived = warp.meetings[key]
-    if any(not arrived.get(lane) for lane in range(WARP) if key[1] & warp.live & 1 << lane):
+    if len(arrived) < (key[1] & warp.live).bit_count():  # who waits is alive, and one of the mask
         return False
     del warp.meetings[key]
     if block.races:

@@ -26,7 +26,7 @@ Way = tuple[Form, int, int | None]  # a form, how many blocks a share or a shard
 WAYS: list[Way] = [
     (Form.DIRECT, 1, None),
     *((Form.STRIDED, each, None) for each in (2, 3, 7)),
-    *((Form.LOOPED, each, workers) for each in (1, 2) for workers in (1, 3, 40)),
+    *((Form.LOOPED, each, workers) for each in (1, 2) for workers in (1, 3, 20)),
     *((Form.SHARD, each, None) for each in (1, 4)),
 ]
 FEW: list[Way] = [(Form.DIRECT, 1, None), (Form.STRIDED, 2, None), (Form.LOOPED, 1, 2), (Form.SHARD, 2, None)]
@@ -89,7 +89,7 @@ def test_cuda_kernels(name: str) -> None:
 @pytest.mark.parametrize("name", TRITON)
 def test_triton_kernels(name: str) -> None:
     """A few blocks each, and no more than the machine runs in a moment."""
-    for most, ways, bound in (((4, 2, 2), WAYS, 60_000), ((3, 1, 1), FEW, 250_000), ((2, 1, 1), FEW, 500_000)):
+    for most, ways, bound in (((4, 2, 2), WAYS, 20_000), ((3, 1, 1), FEW, 100_000), ((2, 1, 1), FEW, 500_000)):
         try:
             wanted = after(TRITON[name], most, None, bound)
         except Hang:
