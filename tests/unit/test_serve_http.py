@@ -541,6 +541,31 @@ def test_a_request_whose_end_is_not_clear_gets_one_answer_and_the_end(running: R
     assert status_of(client) == 400
 
 
+def test_requests_that_come_at_once_are_answered_in_their_order(running: Running) -> None:
+    body = json.dumps({"inputs": [tensor([0], "INT8")], "id": "first"}).encode()
+    client = running.connect()
+    client.sendall(
+        HEAD
+        + b"Content-Length: %d\r\n\r\n" % len(body)
+        + body
+        + HIDDEN.replace(b"\r\n\r\n", b"\r\n")
+        + b"Connection: close\r\n\r\n"
+    )
+    answer = b""
+    while piece := client.recv(65536):
+        answer += piece
+    assert answer.count(b"HTTP/1.1 200 OK") == 2
+    assert answer.index(b'"id":"first"') < answer.index(b'"extensions"')
+
+
+def test_a_client_that_asks_first_is_told_to_go_on_or_not(running: Running) -> None:
+    body = json.dumps({"inputs": [tensor([0], "INT8")]}).encode()
+    for size, said in ((len(body), b"HTTP/1.1 100 Continue"), (1 << 30, b"HTTP/1.1 413 ")):
+        client = running.connect()
+        client.sendall(HEAD + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % size)
+        assert client.recv(65536).startswith(said)
+
+
 # Who may ask
 
 
