@@ -58,7 +58,7 @@ def schedule(jobs: Sequence[Job]) -> None:
                 other.paused_us += until_us - now_us
         job.left_us -= until_us - now_us
         now_us = until_us
-        if job.left_us <= 1e-9:
+        if job.left_us <= 1e-6:  # what is less is lost in the sum of large times
             job.end_us = now_us
             ready.remove(job)
 

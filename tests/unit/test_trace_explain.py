@@ -62,7 +62,7 @@ def test_the_parts_are_what_the_device_did_and_together_the_latency(jobs: list[J
 
 
 @given(JOBS)
-def test_who_was_before_it_covers_the_time_that_it_waited(jobs: list[Job]) -> None:
+def test_who_was_before_it_covers_the_time_that_it_waited_once(jobs: list[Job]) -> None:
     recording = recorded(*jobs)
     intervals = Intervals(recording)
     for number, job in enumerate(jobs, 1):
@@ -70,6 +70,7 @@ def test_who_was_before_it_covers_the_time_that_it_waited(jobs: list[Job]) -> No
         assert job.start_us is not None
         held = intervals.before(request)
         assert all(hold.by is not None and hold.by is not request for hold in held)
+        assert sum(hold.length_us for hold in held) == pytest.approx(job.start_us - job.arrival_us)
         for moment in range(int(job.arrival_us), int(job.start_us)):
             assert any(hold.begin_us <= moment + 0.5 <= hold.end_us for hold in held)
 
@@ -114,7 +115,7 @@ def test_many_are_told_by_task_and_those_that_overtook_are_counted() -> None:
     jobs += [Job("detector", 1, 100 + 150 * i, 50) for i in range(5)]
     waited, text = part(explain(recorded(*jobs), 2), "waited")
     assert waited == 1249
-    assert text.startswith("6 requests were before it: 1 of caption (normal) 1.25 ms, 5 of detector (critical) 250 µs")
+    assert text.startswith("6 requests were before it: 1 of caption (normal) 999 µs, 5 of detector (critical) 250 µs")
     assert text.endswith("5 of them came later and went first, being more urgent")
 
 

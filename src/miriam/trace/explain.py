@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from textwrap import fill
-from typing import Any
+from typing import Any, TypeVar
 
 from miriam.trace.intervals import Hold, Intervals, covered_us
 from miriam.trace.recording import Outcome, Recording, Traced, level_name
 
 __all__ = ["Part", "Story", "explain", "time_text"]
 
+_K = TypeVar("_K")
 _NAMED = 3  # who is named one by one where several did the same
 _TASKS = 3
 _COLUMNS = 110
@@ -144,11 +145,11 @@ def _waiting(request: Traced, before: Sequence[Hold], waited_us: float) -> str:
         return f"nothing was before it: {told}"
     else:
         end = ""
-    served = [hold for hold in before if hold.by is not None]
+    served = {hold.by.number: hold.by for hold in before if hold.by is not None}
     parts = [end] if end else []
     if served:
-        parts.append(f"{_requests(len(served))} before it: {_by_whom(served)}")
-        overtook = sum(1 for hold in served if hold.by is not None and hold.by.submitted_us > request.submitted_us)
+        parts.append(f"{_requests(len(served))} before it: {_by_whom(before)}")
+        overtook = sum(other.submitted_us > request.submitted_us for other in served.values())
         if overtook:
             parts.append(f"{overtook} of them came later and went first, being more urgent")
     for why in dict.fromkeys(hold.why for hold in before if hold.by is None):
@@ -210,15 +211,27 @@ def _requests(count: int) -> str:
 
 def _by_whom(holds: Sequence[Hold]) -> str:
     """Who they were, the longest first: each by itself, or, where they are many, by task."""
-    served = sorted((hold for hold in holds if hold.by is not None), key=lambda hold: -hold.length_us)
-    if len(served) <= _NAMED:
-        return ", ".join(f"{h.by.name} ({level_name(h.by.level)}) {time_text(h.length_us)}" for h in served if h.by)
+    served: dict[int, list[Hold]] = {}
     tasks: dict[tuple[str, int], list[Hold]] = {}
-    for hold in served:
+    for hold in holds:
         if hold.by is not None:
+            served.setdefault(hold.by.number, []).append(hold)
             tasks.setdefault((hold.by.task, hold.by.level), []).append(hold)
-    ordered = sorted(tasks.items(), key=lambda item: -covered_us(item[1]))
+    if len(served) <= _NAMED:
+        names = {
+            number: f"{some[0].by.name} ({level_name(some[0].by.level)})"
+            for number, some in served.items()
+            if some[0].by
+        }
+        return ", ".join(f"{names[number]} {time_text(us)}" for number, us in _longest(served))
+    counts = {key: len({hold.by.number for hold in some if hold.by}) for key, some in tasks.items()}
     told = [
-        f"{len(some)} of {task} ({level_name(level)}) {time_text(covered_us(some))}" for (task, level), some in ordered
+        f"{counts[task, level]} of {task} ({level_name(level)}) {time_text(us)}"
+        for (task, level), us in _longest(tasks)
     ]
     return ", ".join(told[:_TASKS]) + (f" and {len(told) - _TASKS} more" if len(told) > _TASKS else "")
+
+
+def _longest(held: Mapping[_K, Sequence[Hold]]) -> list[tuple[_K, float]]:
+    """How long each lasted, the longest first."""
+    return sorted(((key, covered_us(some)) for key, some in held.items()), key=lambda one: -one[1])

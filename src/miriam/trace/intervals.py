@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from miriam.trace.recording import Recording, Traced
 
@@ -63,14 +64,17 @@ class Intervals:
         return self.end_us(request) if request.started_us is None else request.started_us
 
     def before(self, request: Traced) -> list[Hold]:
-        """Who was served while it waited, and stood in its way: its own task, its lane, its level and those above."""
+        """Who was served while it waited, and stood in its way: its own task, its lane, its level and those above.
+
+        One of those that another one of them paused is left out meanwhile, so a request may occur several times.
+        """
         until_us = self.waited_until_us(request)
         found = [
             Hold(begin_us, end_us, other)
             for other, begin_us, end_us in self._with(request, request.submitted_us, until_us)
             if other.level >= request.level or other.lane == request.lane or other.task == request.task
         ]
-        return found + self._limited(request, request.submitted_us, until_us)
+        return self._ran(found) + self._limited(request, request.submitted_us, until_us)
 
     def beside(self, request: Traced) -> list[Hold]:
         """Who was served while it was, and left it no SMs, or some, or all (``sms`` None), in the order of time.
@@ -81,9 +85,9 @@ class Intervals:
             return []
         begin_us, end_us = request.started_us, self.end_us(request)
         found = [
-            Hold(since_us, until_us, other, self._left(request, other), other.why)
+            Hold(since_us, until_us, other, self._left(request.lane, other), other.why)
             for other, since_us, until_us in self._with(request, begin_us, end_us)
-            if self._left(other, request) != 0
+            if self._left(other.lane, request) != 0
         ]
         found += self._limited(request, begin_us, end_us)
         return sorted(found, key=lambda hold: hold.begin_us)
@@ -96,20 +100,30 @@ class Intervals:
         found = [
             Hold(since_us, until_us, other, 0)
             for other, since_us, until_us in self._with(request, begin_us, end_us)
-            if self._left(request, other) == 0
+            if self._left(request.lane, other) == 0
         ]
         return merged(found + self._limited(request, begin_us, end_us))
 
-    def _left(self, request: Traced, other: Traced) -> int | None:
-        """SMs that the run of another one left to it; None: all."""
-        if request.lane is None or other.lane is None:
+    def _left(self, lane: int | None, other: Traced) -> int | None:
+        """SMs that the run of a request left to a lane; None: all."""
+        if lane is None or other.lane is None:
             return None
-        if request.lane in other.limits:
-            return other.limits[request.lane]
+        if lane in other.limits:
+            return other.limits[lane]
         priorities = self._recording.priorities
-        if self._recording.turns and max(request.lane, other.lane) < len(priorities):
-            return 0 if priorities[other.lane] > priorities[request.lane] else None
+        if self._recording.turns and max(lane, other.lane) < len(priorities):
+            return 0 if priorities[other.lane] > priorities[lane] else None
         return None
+
+    def _ran(self, holds: Sequence[Hold]) -> list[Hold]:
+        """What is left of holds without the time in which others of them paused them."""
+        found: list[Hold] = []
+        for lane in {hold.by.lane for hold in holds if hold.by is not None}:
+            above = merged([hold for hold in holds if hold.by is not None and self._left(lane, hold.by) == 0])
+            for hold in holds:
+                if hold.by is not None and hold.by.lane == lane:
+                    found += _without(hold, above)
+        return found
 
     def _with(self, request: Traced, begin_us: float, end_us: float) -> Iterator[tuple[Traced, float, float]]:
         first = bisect_left(self._begins_us, begin_us - self._longest_us)
@@ -147,6 +161,19 @@ def merged(holds: Sequence[Hold]) -> list[tuple[float, float]]:
 def covered_us(holds: Sequence[Hold]) -> float:
     """How long at least one of them lasted."""
     return sum(end_us - begin_us for begin_us, end_us in merged(holds))
+
+
+def _without(hold: Hold, covered: Sequence[tuple[float, float]]) -> Iterator[Hold]:
+    """The parts of a hold outside of intervals, which are in the order of time and do not touch."""
+    begin_us = hold.begin_us
+    for low_us, high_us in covered[max(bisect_right(covered, (begin_us, math.inf)) - 1, 0) :]:
+        if low_us >= hold.end_us:
+            break
+        if low_us > begin_us:
+            yield replace(hold, begin_us=begin_us, end_us=low_us)
+        begin_us = max(begin_us, high_us)
+    if begin_us < hold.end_us:
+        yield replace(hold, begin_us=begin_us)
 
 
 def _limits(recording: Recording) -> Iterator[tuple[int, list[Hold]]]:
