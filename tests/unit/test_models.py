@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
+import threading
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -22,8 +24,9 @@ from miriam.device.cpu import CpuDevice
 from miriam.device.cuda.serving import ServingCuda
 from miriam.errors import CompileError, DeviceError, InputError, ModelError, ProgramError
 from miriam.frontend.chain import Chain
+from miriam.policy import SERVING
 from miriam.program import Role
-from miriam.runtime import Runtime, Spec
+from miriam.runtime import Loaded, Runtime, Spec
 from miriam.runtime.models import Adopted, adopt, load_program
 
 with_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs torch")
@@ -172,6 +175,33 @@ def test_a_program_file_is_asked_on_a_gpu(cu: FakeDriver, tmp_path: Path, device
         late = net.submit(x)
         assert rt.notes
     assert np.array_equal(late.result(30.0), 3 * x)
+    assert cu.leaks() == []
+
+
+@pytest.mark.parametrize("policy", [*SERVING, "resident:16"])
+def test_under_every_policy_each_thread_gets_its_own_answers(cu: FakeDriver, policy: str) -> None:
+    wrong: list[str] = []
+
+    def ask(task: Loaded, factor: int, seed: int) -> None:
+        for turn in range(10):
+            x = np.full(task.inputs[0].shape, 100 * seed + turn, np.float32)
+            if not np.array_equal(task.submit(x).result(30.0), factor * x):
+                wrong.append(f"{task.name}, turn {turn}")
+
+    with Runtime("cuda:0", policy=policy, store=Profiles(), admission="off") as rt:
+        threads = []
+        for name, count, factor, level in (("high", 8, 2, 2), ("critical", 8, 3, 1), ("normal", 40_000, 5, 0)):
+            computes(cu, name, factor)
+            task = rt.load(affine(name, count, factor), criticality=level)
+            threads += [threading.Thread(target=ask, args=(task, factor, seed)) for seed in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60.0)
+        counted = {name: found.answered for name, found in rt.statistics().items()}
+    assert wrong == []
+    assert counted == {"high": 20, "critical": 20, "normal": 20}
+    gc.collect()
     assert cu.leaks() == []
 
 

@@ -45,12 +45,15 @@ class Clock:
 
 
 class HostClock:
-    """That of the host, :func:`time.perf_counter` in us, which never stands still: others look at it, too."""
+    """Time in us since it was made, by the host's :func:`time.perf_counter`; it never stands still."""
+
+    def __init__(self) -> None:
+        self._zero_ns = perf_counter_ns()
 
     @property
     def now_us(self) -> float:
         """What it shows."""
-        return perf_counter_ns() / 1e3
+        return (perf_counter_ns() - self._zero_ns) / 1e3
 
     def running(self) -> AbstractContextManager[None]:
         """It runs anyway."""

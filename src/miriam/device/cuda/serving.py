@@ -26,7 +26,7 @@ _SOON_US = 50.0  # for which nobody else is let run
 class ServingCuda(CudaDevice):
     """A GPU that serves (:class:`miriam.device.base.Serving`).
 
-    Its clock is that of the host, :func:`time.perf_counter` in us, and goes on. Whoever asks for events keeps a
+    Its clock goes on as that of the host does. Whoever asks for events keeps a
     core busy while something is under way, but lets other threads of the interpreter run meanwhile.
 
     A task that is being loaded, or given back, may hold up all that the GPU does: the driver waits for it when it
