@@ -206,3 +206,17 @@ def test_a_runtime_tells_of_requests_that_never_ran_and_of_those_that_raised() -
     assert found[first.number].outcome == "answered"
     assert max(found.values(), key=lambda one: one.number).error.startswith("ModelError")
     assert all(one.finished_us is not None and not math.isnan(one.finished_us) for one in found.values())
+
+
+@pytest.mark.parametrize("policy", ["resident", "contract:1.1", "priority", "sequential", "multistream"])
+def test_every_policy_that_serves_says_why(policy: str) -> None:
+    recorder = Recorder()
+    with Runtime("cpu", policy=policy, listeners=[recorder]) as runtime:
+        x = np.ones(3)
+        tasks = [runtime.load(lambda x: 2 * x, x, name=name, criticality=name) for name in ("normal", "critical")]
+        for task in tasks:
+            task(x)
+    recording = recorder.recording()
+    assert [request.task for request in recording.requests] == ["normal", "critical"]
+    assert all(request.why for request in recording.requests)
+    assert all(done.why for one in recording.decisions for done in one.commands if done.kind != "wake")
