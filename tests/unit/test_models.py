@@ -28,6 +28,7 @@ from miriam.policy import SERVING
 from miriam.program import Role
 from miriam.runtime import Loaded, Runtime, Spec
 from miriam.runtime.models import Adopted, adopt, load_program
+from miriam.store import ProfileStore
 
 with_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs torch")
 X = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -159,7 +160,7 @@ def test_a_program_file_is_asked_on_a_gpu(cu: FakeDriver, tmp_path: Path, device
     for name, factor in (("net", 3), ("other", 5)):
         computes(cu, name, factor)
         affine(name, 8, factor).save(tmp_path / f"{name}.miriam")
-    with Runtime(device, store=Profiles(), admission="off") as rt:
+    with ProfileStore(tmp_path / "profiles.db") as store, Runtime(device, store=store, admission="off") as rt:
         net = rt.load(tmp_path / "net.miriam", criticality="critical", outputs=["tripled"])
         other = rt.load(tmp_path / "other.miriam")
         assert net.outputs == (Spec("tripled", "float32", (1, 8)),)
