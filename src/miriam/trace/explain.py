@@ -52,8 +52,10 @@ class Story:
         Which request.
     headline
         How long it took, and how long it would have taken alone.
-    latency_us, alone_us
-        The same in numbers; ``alone_us`` None where no request of the task was alone yet.
+    latency_us
+        The first in numbers.
+    alone_us
+        The second; None where no request of the task was alone yet.
     parts
         Where the time went: together they are the latency.
     notes

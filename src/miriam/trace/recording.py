@@ -150,8 +150,10 @@ class Recording:
         Names of the lanes, and their priorities.
     alone_us
         By task: median latency of requests that met nobody; only tasks of which there were some.
-    now_us, unix_us
-        When the recording was taken; and the time of day, in us since 1970, at which the clock stood at 0.
+    now_us
+        When the recording was taken.
+    unix_us
+        The time of day, in us since 1970, at which the clock stood at 0.
     requests, decisions
         By time; the oldest may be gone.
     lost
