@@ -2,40 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from miriam.coordinator import Policy
 from miriam.errors import PolicyError
-from miriam.policy.barrier import Barrier
 from miriam.policy.base import Option, Setting
-from miriam.policy.contract import Contract
-from miriam.policy.miriam import Miriam
-from miriam.policy.multistream import Multistream
-from miriam.policy.partition import Partition
-from miriam.policy.priority import Priority
-from miriam.policy.resident import Resident
-from miriam.policy.sequential import Sequential
 
 __all__ = ["NAMES", "SERVING", "Setting", "check", "create", "create_serving"]
 
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    make: Callable[..., Policy]
     option: Option | None = None
     serves: bool = False  # whether tasks may come and go
 
 
+# Each is a class of its name, in a module of its name, which is imported when it is asked for: together they take long.
 _KINDS: Mapping[str, _Kind] = {
-    Sequential.name: _Kind(Sequential, serves=True),
-    Multistream.name: _Kind(Multistream, serves=True),
-    Priority.name: _Kind(Priority, serves=True),
-    Barrier.name: _Kind(Barrier),
-    Partition.name: _Kind(Partition, Option("number of SMs", whole=True, least=1)),
-    Miriam.name: _Kind(Miriam),
-    Resident.name: _Kind(Resident, Option("number of SMs", whole=True, least=0), serves=True),
-    Contract.name: _Kind(Contract, Option("slowdown", whole=False, least=1), serves=True),
+    "sequential": _Kind(serves=True),
+    "multistream": _Kind(serves=True),
+    "priority": _Kind(serves=True),
+    "barrier": _Kind(),
+    "partition": _Kind(Option("number of SMs", whole=True, least=1)),
+    "miriam": _Kind(),
+    "resident": _Kind(Option("number of SMs", whole=True, least=0), serves=True),
+    "contract": _Kind(Option("slowdown", whole=False, least=1), serves=True),
 }
 
 NAMES = tuple(_KINDS)
@@ -70,8 +63,9 @@ def create(name: str, setting: Setting) -> Policy:
         There is no policy of that name, it has no such option, or the device cannot do it; the message
         says what is possible.
     """
-    kind, options = _read(name)
-    policy = kind.make(setting, *options)
+    _, options = _read(name)
+    plain = name.partition(":")[0]
+    policy: Policy = getattr(importlib.import_module(f"miriam.policy.{plain}"), plain.capitalize())(setting, *options)
     policy.name = name
     return policy
 
