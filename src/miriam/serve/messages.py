@@ -126,16 +126,19 @@ def parse(message: Any, limits: Limits) -> InferCall:
         It is not what the protocol says, or more than it may be.
     """
     parameters = _parameters(message.parameters) if message.parameters else {}
-    if parameters.get("sequence_id"):
-        raise ServiceError(Status.UNSUPPORTED, "no model here keeps a state: leave sequence_id out")
+    priority, timeout_us = 0, 0
+    if parameters:
+        priority, timeout_us = _whole(parameters, "priority"), _whole(parameters, "timeout")
+        if parameters.get("sequence_id"):
+            raise ServiceError(Status.UNSUPPORTED, "no model here keeps a state: leave sequence_id out")
     return InferCall(
         model=message.model_name,
         inputs=_inputs(message, limits),
         version=message.model_version,
         id=message.id,
         outputs=[_wanted(output) for output in message.outputs] or None,
-        priority=_whole(parameters, "priority"),
-        timeout_us=_whole(parameters, "timeout"),
+        priority=priority,
+        timeout_us=timeout_us,
         parameters=parameters,
     )
 
@@ -158,13 +161,13 @@ def _inputs(message: Any, limits: Limits) -> list[tuple[str, Array]]:
         return [(t.name, _typed(t, limits)) for t in tensors]
     if len(raw) != len(tensors):
         raise _invalid(f"{len(raw)} raw_input_contents for {len(tensors)} inputs: give one for each")
-    for tensor in tensors:
+    found = []
+    for tensor, data in zip(tensors, raw, strict=True):
+        name = tensor.name
         if tensor.HasField("contents"):
-            raise _invalid(f"tensor {tensor.name!r:.80} has contents beside raw_input_contents: give one of them")
-    return [
-        (t.name, from_binary(t.name, t.datatype, tuple(t.shape), data, limits.tensor_elements))
-        for t, data in zip(tensors, raw, strict=True)
-    ]
+            raise _invalid(f"tensor {name!r:.80} has contents beside raw_input_contents: give one of them")
+        found.append((name, from_binary(name, tensor.datatype, tuple(tensor.shape), data, limits.tensor_elements)))
+    return found
 
 
 def _typed(tensor: Any, limits: Limits) -> Array:
