@@ -256,7 +256,7 @@ def test_a_body_that_is_wrong_is_refused_with_the_reason(running: Running, model
         ("999", 1, b"\1", "Inference-Header-Content-Length"),
         (None, -1, b"\1", "binary_data_size is -1"),
         (None, 2**70, b"\1", "binary_data_size"),
-        (None, 1.0, b"\1", "binary_data_size"),
+        (None, 1.5, b"\1", "binary_data_size"),
         (None, True, b"\1", "binary_data_size"),
         (None, "1", b"\1", "binary_data_size"),
         (None, 2, b"\1", "binary_data_size is 2, 1 bytes are there"),
@@ -272,6 +272,15 @@ def test_bytes_that_do_not_add_up_are_refused(
     headers = {"Inference-Header-Content-Length": (length or str(len(head))).encode()}
     answer = running.client.post("/v2/models/raising/infer", content=head + data, headers=headers)
     assert said in error(answer, 400)
+
+
+def test_a_whole_number_is_one_however_it_is_written(running: Running) -> None:
+    one = {"name": "input0", "datatype": "INT8", "shape": [1.0]}
+    head = json.dumps({
+        "inputs": [one | {"parameters": {"binary_data_size": 1.0}}], "parameters": {"priority": 1.0, "timeout": 1e9}
+    }).encode()  # fmt: skip
+    headers = {"Inference-Header-Content-Length": str(len(head))}
+    assert running.client.post("/v2/models/raising/infer", content=head + b"\0", headers=headers).status_code == 200
 
 
 def test_what_is_not_there_is_not_found(running: Running) -> None:

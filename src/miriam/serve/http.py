@@ -190,7 +190,7 @@ class Http:
         limits = self._limits.model_copy(update={"body_bytes": _INLINE_BYTES})
         with self.memory.lent() as take:
             body = await read_body(request.receive, request.headers.get("content-length"), limits, take)
-        if not body.strip():
+        if not body:
             return {}
         try:
             found = orjson.loads(body)

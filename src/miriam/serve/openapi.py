@@ -29,7 +29,11 @@ _FAILURES = {
 
 
 def document(limits: Limits, models: Sequence[str]) -> dict[str, Any]:
-    """The document of a server with these limits and models."""
+    """The document of a server with these limits and models.
+
+    Of a request for inference it says all but this: names, shapes and datatypes are those of the model, and a tensor
+    has as many values as its shape says.
+    """
     known = _MODEL | {"schema": {"enum": list(models)}} if models else _MODEL
     paths: dict[str, Any] = {
         "/v2": _get("About the server.", _object(name=_TEXT, version=_TEXT, extensions=_array(_TEXT))),
@@ -48,7 +52,7 @@ def document(limits: Limits, models: Sequence[str]) -> dict[str, Any]:
                                       body=_properties(parameters={"type": "object", "maxProperties": 0}))
         ),
         "/v2/repository/models/{model}/unload": _with(
-            [_MODEL], post=_operation("Unload a model.", {}, 400, 404, 413,
+            [known], post=_operation("Unload a model.", {}, 400, 404, 413,
                                       body=_properties(parameters={"type": "object"}))
         ),
         "/openapi.json": _get("This document.", {"type": "object"}),
@@ -67,6 +71,7 @@ def document(limits: Limits, models: Sequence[str]) -> dict[str, Any]:
                 post=_operation(
                     "Ask a model. Tensors may follow the JSON as bytes: see Inference-Header-Content-Length.",
                     _ref("Response"), 400, 404, 413, 429, 500, 503, 504, body=_ref("Request"), required=True,
+                    binary=True,
                 ),
             ),
         }  # fmt: skip
@@ -138,11 +143,15 @@ def _get(summary: str, answer: dict[str, Any] | None, *failures: int) -> dict[st
 
 def _operation(
     summary: str, answer: dict[str, Any] | None, *failures: int, body: dict[str, Any] | None = None,
-    required: bool = False,
+    required: bool = False, binary: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     well: dict[str, Any] = {"description": "Done."}
     if answer is not None:
         well["content"] = {"application/json": {"schema": answer}}
+    if binary:
+        size = {"description": "Bytes of the JSON; tensors follow it.", "schema": _WHOLE}
+        well["content"]["application/octet-stream"] = {}
+        well["headers"] = {"Inference-Header-Content-Length": size}
     responses = {"200": well} | {
         str(code): {"description": _FAILURES[code], "content": {"application/json": {"schema": _ref("Error")}}}
         for code in sorted({*failures, 401, 403})

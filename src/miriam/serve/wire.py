@@ -66,9 +66,10 @@ def parse(body: bytes | bytearray, lead: int, size: int, model: str, version: st
     inputs, at = [], size
     for given in _list(document, "inputs", required=True):
         name, datatype = _text(given, "name", "an input"), _text(given, "datatype", "an input")
-        shape, said = _list(given, "shape", required=True), _parameters(given, f"input {name!r:.80}")
+        shape = [_number(size) for size in _list(given, "shape", required=True)]
+        said = _parameters(given, f"input {name!r:.80}")
         _refuse_shared(said, name)
-        length = said.get("binary_data_size")
+        length = _number(said.get("binary_data_size"))
         if length is None:
             if "data" not in given:
                 raise _invalid(f"input {name!r:.80} has neither data nor binary_data_size")
@@ -202,10 +203,15 @@ def _refuse_shared(said: Mapping[str, Any], name: str) -> None:
 
 
 def _whole(parameters: Mapping[str, Any], name: str) -> int:
-    value = parameters.get(name, 0)
+    value = _number(parameters.get(name, 0))
     if type(value) is not int:
         raise _invalid(f"parameter {name!r} is {value!r:.40}, not a whole number")
     return value
+
+
+def _number(value: Any) -> Any:
+    """The same, but a number without a fraction is a whole one, however it is written: JSON knows no difference."""
+    return int(value) if type(value) is float and value.is_integer() else value
 
 
 def _invalid(what: str) -> ServiceError:
