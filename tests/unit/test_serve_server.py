@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -21,7 +22,8 @@ from serve_support import PATIENCE_S, files, serving, tensor
 from typer.testing import CliRunner
 
 from miriam.cli import app
-from miriam.serve.config import load_config
+from miriam.errors import MiriamError
+from miriam.serve.config import ServerConfig, load_config
 from miriam.serve.server import Server
 
 MODELS = "models:\n  same: {factory: 'nets.py:same', example: [[1]]}\n"
@@ -244,6 +246,33 @@ def test_a_port_that_is_taken_is_named_with_the_way_out(which: str, tmp_path: Pa
     assert done.exit_code == 1
     assert f":{port}" in done.stderr
     assert f"ports.{which} chooses another port" in done.stderr
+
+
+def test_a_name_with_several_addresses_is_served_on_one_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    resolve = socket.getaddrinfo
+
+    def several(host: str, *others: Any, **more: Any) -> list[Any]:
+        # The second one is for examples in books, and no machine has it (RFC 5737).
+        hosts = ["127.0.0.1", "192.0.2.1", "127.0.0.2"] if host == "localhost" else [host]
+        return [found for one in hosts for found in resolve(one, *others, **more)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", several)
+    with serving(tmp_path, "host: localhost\n" + MODELS) as running:
+        for host in ("127.0.0.1", "127.0.0.2"):
+            headers = {"Host": "localhost"}
+            url = f"http://{host}:{running.server.ports['http']}/v2/health/ready"
+            assert httpx.get(url, headers=headers, trust_env=False).status_code == 200
+        config = load_config(running.path, {"ports.http": running.server.ports["http"]})
+        with pytest.raises(MiriamError, match=r"ports\.http chooses another port"):
+            running.run(started(config))
+
+
+async def started(config: ServerConfig) -> None:
+    server = Server(config)
+    try:
+        await server.start()
+    finally:
+        await server.stop()
 
 
 def openssl(folder: Path, *arguments: str) -> None:

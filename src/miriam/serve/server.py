@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import socket
@@ -10,7 +11,7 @@ import ssl
 from collections.abc import Callable, Mapping
 from email.utils import formatdate
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -204,7 +205,7 @@ class _Listener:
         tls = config.security.tls
         self._patience_s = config.limits.request_s
         self._state = ServerState()
-        self._server: asyncio.Server | None = None
+        self._servers: list[asyncio.Server] = []
         self._clock: asyncio.TimerHandle | None = None
         made = uvicorn.Config(
             application, http=partial(GuardedProtocol, config.limits), ws="none", lifespan="off", log_config=None,  # type: ignore[arg-type]
@@ -230,22 +231,19 @@ class _Listener:
             )
             return made
 
+        patience_s = self._patience_s if self._config.ssl else None
         try:
-            self._server = await loop.create_server(
-                protocol,
-                host,
-                port,
-                ssl=self._config.ssl,
-                backlog=self._config.backlog,
-                ssl_handshake_timeout=self._patience_s if self._config.ssl else None,
-            )
+            sockets = _listening(host, port, self._config.backlog)
+            self._servers = [
+                await loop.create_server(protocol, sock=one, ssl=self._config.ssl, ssl_handshake_timeout=patience_s)
+                for one in sockets
+            ]
         except OSError as error:
             raise MiriamError(
                 f"cannot listen at {host}:{port}: {error.strerror or error}; ports.{self._name} chooses another port"
             ) from error
         self._tick()
-        found: socket.socket = self._server.sockets[0]
-        return int(found.getsockname()[1])
+        return int(sockets[0].getsockname()[1])
 
     def _tick(self) -> None:
         self._state.default_headers = [(b"date", formatdate(usegmt=True).encode())]
@@ -253,10 +251,11 @@ class _Listener:
 
     async def stop(self, within_s: float) -> None:
         """Take no connection any more, and end those that are there once they have their answer."""
-        if self._server is None or self._clock is None:
+        if self._clock is None:
             return
         self._clock.cancel()
-        self._server.close()
+        for server in self._servers:
+            server.close()
         for connection in list(self._state.connections):
             connection.shutdown()
         if self._state.tasks:
@@ -267,3 +266,22 @@ class _Listener:
             await asyncio.sleep(0.01)
         for connection in list(self._state.connections):
             connection.transport.abort()
+
+
+def _listening(host: str, port: int, backlog: int) -> list[socket.socket]:
+    """All addresses of a name that this machine has, on one port: ``localhost`` may be two."""
+    made: list[socket.socket] = []
+    absent: OSError | None = None
+    for family, _, _, _, found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE):
+        at: tuple[Any, ...] = (found[0], made[0].getsockname()[1] if made else port, *found[2:])
+        try:
+            made.append(socket.create_server(at, family=family, backlog=backlog))
+        except OSError as error:
+            if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                for one in made:
+                    one.close()
+                raise
+            absent = error
+    if absent is not None and not made:
+        raise absent
+    return made
