@@ -9,9 +9,10 @@ from support import Profiles, program
 
 from miriam import zoo
 from miriam.coordinator import coordinate
+from miriam.device.base import Event, EventKind
 from miriam.device.sim.device import SimDevice
 from miriam.policy import Setting, create
-from miriam.task import Task
+from miriam.task import Request, Task
 
 TOP = Task("top", program("top", [(30, 128), (8, 256)]), 2)
 MIDDLE = Task("middle", program("middle", [(40, 64), (12, 256)] * 2), 1)
@@ -83,3 +84,25 @@ def test_who_has_been_away_since_the_last_request_takes_nothing_of_the_caches():
     assert len(one.latencies_us()) > 30
     assert one.policy.report()["solo_p99_us"] == pytest.approx(alone_us, rel=1e-3)
     assert p99(one.latencies_us()[25:]) > 1.02 * alone_us
+
+
+def test_the_highest_level_that_there_is_runs_as_it_is_whatever_levels_there_may_be():
+    policy = create("resident", Setting((), SimDevice("sim:h200/8", PROFILES).geometry, {}, levels=(0, 1, 2)))
+    forms = {}
+
+    def ask(task):
+        [run] = policy.decide(Event(EventKind.ARRIVED, 0.0, Request(task, 0, 0.0)), None)
+        forms.setdefault(task.name, []).append(run.workers is None)
+
+    low, middle, top = (Task(name, LOW.program, level) for level, name in enumerate(("low", "middle", "top")))
+    policy.join(low)
+    ask(low)
+    policy.join(middle)
+    ask(low), ask(middle)
+    policy.join(top)
+    ask(middle), ask(top)
+    policy.leave(top)
+    ask(middle)
+    ask(top)  # a request may be above all tasks: others give way to its like from then on
+    ask(middle)
+    assert forms == {"low": [True, False], "middle": [True, False, True, False], "top": [True, True]}

@@ -262,7 +262,7 @@ class TestJoining:
     def test_those_that_serve(self):
         setting = Setting((), EDGE, {}, levels=(0, 1))
         assert SERVING == ("sequential", "multistream", "priority", "resident", "contract")
-        assert [isinstance(create_serving(name, setting), Joining) for name in SERVING] == [False] * 4 + [True]
+        assert [isinstance(create_serving(name, setting), Joining) for name in SERVING] == [False] * 3 + [True] * 2
         assert isinstance(create_serving("contract:1.3", setting), Contract)
 
     def test_a_contract_measures_what_joins_and_forgets_what_leaves(self):
@@ -328,7 +328,7 @@ class TestPaced:
             assert outputs.shape == camera.outputs[0].shape
             done = [one.result(PATIENCE_S) for one in background]
             assert len(done) == 20
-            assert all(alone_us < one < 3 * alone_us for one in computed_us(witness, "alexnet-b1"))
+            assert all(0.95 * alone_us < one < 3 * alone_us for one in computed_us(witness, "alexnet-b1"))
             assert other.statistics.preemptions >= 1
             assert any("a model of a GPU" in note for note in rt.notes)
 

@@ -35,7 +35,8 @@ class Contract(Resident):
     Latency alone is measured all the time: the lanes below are paused when a critical request arrives,
     stay so when it ends, and the next request of the same task, if it comes after that end and before
     all others of its level and above, runs alone. A pause begins once three mean gaps between requests
-    of the task are allowed, and ends when no more are, or when the allowance is used up. All tasks
+    of the task are allowed, and ends when no more are, or when the allowance is used up, or after six mean gaps
+    (0.2 s if that is longer), for an allowance grows while nobody asks. All tasks
     together are allowed 2 % of the time, and 0.2 s at the start, until 20 requests of a task ran alone.
     Until then the lanes below are paused whenever one of its requests runs, with few requests a second for
     minutes.
@@ -66,12 +67,14 @@ class Contract(Resident):
 
     def join(self, task: Task) -> None:
         """A task comes; if it is critical, its latency alone has to be measured first."""
+        super().join(task)
         if task.critical:
             self._watches[task.name] = self._watch(len(self._watches) + 1)
             self._share()
 
     def leave(self, task: Task) -> None:
         """A task goes; a pause that was begun for it ends in its time."""
+        super().leave(task)
         if self._watches.pop(task.name, None) is not None:
             self._share()
 
@@ -115,7 +118,8 @@ class Contract(Resident):
         if pause is None:
             left_us = watch.allowance.left_us(now_us)
             if below and left_us >= _LONG * watch.gap_us:
-                self._pause = _Pause(lane, task.name, task.name, now_us, now_us + left_us)
+                until_us = now_us + min(left_us, max(_ONCE_US, 2.0 * _LONG * watch.gap_us))
+                self._pause = _Pause(lane, task.name, task.name, now_us, until_us)
                 seen.sms = 0
                 for other in self._seen.values():
                     other.steers = False

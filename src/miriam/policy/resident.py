@@ -8,7 +8,7 @@ from miriam.coordinator import View
 from miriam.device.base import Command, Event, EventKind, Lane, Limit, Run
 from miriam.errors import PolicyError
 from miriam.policy.base import Setting, lane_of_level, levels
-from miriam.task import Request
+from miriam.task import Request, Task
 
 __all__ = ["Resident", "why_of"]
 
@@ -17,8 +17,8 @@ class Resident:
     """Every request whole and at once; lower levels are elastic, and limited while a higher one runs.
 
     Lanes and priorities are those of :class:`~miriam.policy.priority.Priority`. Requests of the highest
-    level run in their original form. Those below are elastic, with as many workers as fit, so that one
-    that is limited leaves SMs at the end of a share and loses nothing. Each run limits all lanes
+    level that a task has run in their original form. Those below are elastic, with as many workers as fit, so
+    that one that is limited leaves SMs at the end of a share and loses nothing. Each run limits all lanes
     below its own, from its start to its end, ordered by the device: the host takes no turn when a
     critical request starts or ends, and all that have arrived are enqueued, so no gap lies between two.
     While a request of some level is said to be on its way, the lanes below are limited as if it ran.
@@ -50,10 +50,26 @@ class Resident:
         )
         self._lane = {level: lane for lane, level in enumerate(order)}
         self._workers = setting.geometry.sms * setting.geometry.blocks_per_sm
+        self._present = [task.criticality for task in setting.tasks]
+        self._top = self._highest()
         self._sms = sms
         self._expected = len(order)  # the lane of a request that is on its way, or one behind the last
         self._limits = [dict.fromkeys(range(lane + 1, len(order)), sms) for lane in range(len(order))]
         self._why = [why_of(lane, len(order), sms, setting.geometry.sms) for lane in range(len(order))]
+
+    def join(self, task: Task) -> None:
+        """A task comes; if none is above it, it runs in its original form, and what did so before runs elastic."""
+        self._present.append(task.criticality)
+        self._top = min(self._top, self._lane[task.criticality]) if len(self._present) > 1 else self._highest()
+
+    def leave(self, task: Task) -> None:
+        """A task goes."""
+        self._present.remove(task.criticality)
+        self._top = self._highest()
+
+    def _highest(self) -> int:
+        """The lane of the most critical task."""
+        return self._lane[max(self._present)] if self._present else 0
 
     def decide(self, event: Event, view: View) -> Iterator[Command]:
         """The whole inference that has arrived."""
@@ -85,7 +101,8 @@ class Resident:
         return self._sms
 
     def _run(self, request: Request, lane: int, limits: Mapping[int, int | None], why: str) -> Run:
-        return Run(request, lane, workers=self._workers if lane else None, limits=limits, why=why)
+        self._top = min(self._top, lane)  # a request may be above all tasks; others have to give way to its like
+        return Run(request, lane, workers=self._workers if lane > self._top else None, limits=limits, why=why)
 
     def report(self) -> Mapping[str, float]:
         """Nothing."""

@@ -105,6 +105,7 @@ class Desk:
     def admit(self, entry: Entry) -> None:
         """Take requests of a task from now on."""
         with self._lock:
+            entry.closed = False
             self._entries[entry.name] = entry
 
     def submit(self, entry: Entry, response: Response) -> None:

@@ -77,6 +77,11 @@ class Loaded:
         return self.task.criticality
 
     @property
+    def closed(self) -> bool:
+        """Whether no more requests are taken in: it was unloaded, or another one took its place."""
+        return self._entry.closed
+
+    @property
     def statistics(self) -> TaskStatistics:
         """What is known now."""
         return self._office.desk.statistics(self._entry)

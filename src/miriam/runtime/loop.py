@@ -44,6 +44,8 @@ class Loop:
     ----------
     device, policy
         Those that were made.
+    ended
+        Whether the device is closed, or is about to be.
 
     Raises
     ------
@@ -67,7 +69,7 @@ class Loop:
         self._listeners = list(listeners)
         self._errands_lock = threading.Lock()
         self._left: list[Future[Any]] = []
-        self._ended = False
+        self.ended = False
         self._opened: Future[None] = Future()
         self._thread = threading.Thread(target=self._main, name="miriam", daemon=True)
         self._thread.start()
@@ -84,8 +86,12 @@ class Loop:
 
     def hint(self, level: int | None) -> None:
         """Say that a request of a level is on its way; None: no more."""
-        if not self._ended:
+        if not self.ended:
             self._waiting.hint(level)
+
+    def post(self, call: Callable[[], None]) -> None:
+        """Have something called before the next event; nobody waits for it, not even while a model hangs."""
+        self._waiting.run_errand(call)
 
     def call(self, call: Callable[[], T]) -> T:
         """Call something between two events, and wait for what it returns.
@@ -106,7 +112,7 @@ class Loop:
                 done.set_exception(error)
 
         with self._errands_lock:
-            if self._ended:
+            if self.ended:
                 raise ClosedError("the runtime is closed: make another one")
             self._left.append(done)
             self._waiting.run_errand(errand)
@@ -154,7 +160,7 @@ class Loop:
 
     def _end(self) -> None:
         with self._errands_lock:
-            self._ended = True
+            self.ended = True
             for done in self._left:
                 if not done.done():
                     done.set_exception(ClosedError("the runtime is closed: make another one"))

@@ -9,7 +9,7 @@ import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from miriam.coordinator import Listener, Policy
 from miriam.device.base import Serving
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from miriam.runtime.models import Adopted
 
 __all__ = ["Runtime"]
+
+_Kept: TypeAlias = "tuple[Loaded, Adopted, Entry]"
 
 
 class Runtime:
@@ -104,7 +106,7 @@ class Runtime:
         self._gate = Gate(admission, policy, self.device)
         self._door = threading.Lock()  # tasks come one at a time
         self._lock = threading.Lock()
-        self._tasks: dict[str, tuple[Loaded, Adopted, Entry]] = {}
+        self._tasks: dict[str, _Kept] = {}
         self._loading: set[str] = set()
         self._caller = Caller()
         self._loop = Loop(
@@ -155,6 +157,7 @@ class Runtime:
         timeout_ms: float | None = None,
         inputs: Sequence[str] | None = None,
         outputs: Sequence[str] | None = None,
+        replace: bool = False,
     ) -> Loaded:
         """Make a task of a model. Others run meanwhile.
 
@@ -180,11 +183,14 @@ class Runtime:
             Time after which a request is given up if it still waits; None: never.
         inputs, outputs
             Names; ``input0``, ``output0`` and so on where the model has none.
+        replace
+            Take the place of the task that has the name, if there is one. That goes on until the new one could be
+            made, and has answered what waits; if the new one cannot be had, it stays.
 
         Raises
         ------
         WorkloadError
-            An option makes no sense, or another task has the name.
+            An option makes no sense, or another task has the name and is not to be replaced.
         CompileError, ProgramError, DeviceError
             The model cannot be run here.
         AdmissionError
@@ -201,7 +207,9 @@ class Runtime:
             raise WorkloadError(f"a queue of {queue}: at least one request has to have room")
         from miriam.runtime.models import adopt
 
-        name = self._reserve(model, name)
+        if replace:
+            self._check_outside()
+        name, old = self._reserve(model, name, replace)
         try:
             adopted = adopt(model, example, self._device, name, inputs=inputs, outputs=outputs, progress=self._progress)
             task = Task(name, adopted.program, level, times_us["deadline_ms"], times_us["period_ms"])
@@ -209,10 +217,16 @@ class Runtime:
             timeout_us = times_us["timeout_ms"]
             loaded = Loaded(self._office, task, adopted, entry, math.inf if timeout_us is None else timeout_us)
             try:
+                if old is not None and not self._take_out(old, drain=True):
+                    old = None
                 self._begin(loaded, adopted, entry)
             except BaseException:
                 adopted.close()
+                if old is not None:
+                    self._put_back(old)
                 raise
+            if old is not None:
+                old[1].close()
         finally:
             with self._lock:
                 self._loading.discard(name)
@@ -233,19 +247,9 @@ class Runtime:
         """
         self._check_outside()
         name = task if isinstance(task, str) else task.name
-        loaded, adopted, entry = self._find(name)
-        self._desk.dismiss(entry, drain=drain)
-        with self._lock:
-            if self._tasks.get(name, (None,))[0] is not loaded:
-                return  # somebody else was faster
-            del self._tasks[name]
-            self._loading.add(name)  # until it is gone
-        try:
-            self._leave(loaded.task)
-            adopted.close()
-        finally:
-            with self._lock:
-                self._loading.discard(name)
+        one = self._find(name)
+        if self._take_out(one, drain=drain):
+            one[1].close()
 
     def statistics(self) -> Mapping[str, TaskStatistics]:
         """What is known of each task now."""
@@ -313,8 +317,8 @@ class Runtime:
             raise WorkloadError(f"criticality {criticality!r}: this runtime has the levels {levels}")
         return int(criticality)
 
-    def _reserve(self, model: Any, name: str | None) -> str:
-        """A name that no other task has or will have."""
+    def _reserve(self, model: Any, name: str | None, replace: bool) -> tuple[str, _Kept | None]:
+        """A name that no other task has or will have, but for the one that is to be replaced."""
         with self._lock:
             if self.closed:
                 raise ClosedError("the runtime is closed: make another one")
@@ -322,10 +326,10 @@ class Runtime:
             if name is None:
                 plain = _name_of(model)
                 name = next(n for i in itertools.count(1) if (n := plain if i == 1 else f"{plain}-{i}") not in taken)
-            elif name in taken or not name:
+            elif not name or name in (self._loading if replace else taken):
                 raise WorkloadError(f"there is a task {name!r} already: unload it, or take another name")
             self._loading.add(name)
-        return name
+            return name, self._tasks.get(name)
 
     def _begin(self, loaded: Loaded, adopted: Adopted, entry: Entry) -> None:
         """Let a task in."""
@@ -336,7 +340,7 @@ class Runtime:
                 self._gate.admit(task, [one.task for one, _, _ in tuple(self._tasks.values())], self._device)
                 policy = self._loop.policy
                 if isinstance(policy, Joining):
-                    self._loop.call(lambda: policy.join(task))
+                    self._loop.post(lambda: policy.join(task))
                 with self._lock:
                     if self.closed:
                         raise ClosedError("the runtime was closed while this was loaded")
@@ -346,20 +350,45 @@ class Runtime:
             self._device.forget(task)
             raise
 
+    def _take_out(self, one: _Kept, *, drain: bool) -> bool:
+        """Let a task out; whether it was this call that did."""
+        loaded, _, entry = one
+        name = loaded.name
+        self._desk.dismiss(entry, drain=drain)
+        with self._lock:
+            if self._tasks.get(name) is not one:
+                return False  # somebody else was faster
+            del self._tasks[name]
+            reserved = name in self._loading
+            self._loading.add(name)  # until it is gone
+        try:
+            self._leave(loaded.task)
+        finally:
+            if not reserved:
+                with self._lock:
+                    self._loading.discard(name)
+        return True
+
+    def _put_back(self, one: _Kept) -> None:
+        """Let in again what was let out for another one, which could not be let in."""
+        try:
+            self._begin(*one)
+        except BaseException:
+            one[1].close()
+            raise
+
     def _leave(self, task: Task) -> None:
         policy = self._loop.policy
-        try:
-            if isinstance(policy, Joining):
-                self._loop.call(lambda: policy.leave(task))
-        except ClosedError:
-            return  # the device is gone, and all of its memory
-        self._device.forget(task)
+        if isinstance(policy, Joining):
+            self._loop.post(lambda: policy.leave(task))
+        if not self._loop.ended:  # with the device goes all of its memory
+            self._device.forget(task)
 
     def _check_outside(self) -> None:
         if self._loop.inside:
             raise RequestError("a model waits for its own end here: unload and close from another thread")
 
-    def _find(self, name: str) -> tuple[Loaded, Adopted, Entry]:
+    def _find(self, name: str) -> _Kept:
         found = self._tasks.get(name)
         if found is None:
             raise KeyError(f"no task {name!r} is loaded; there are: {', '.join(self) or 'none'}")

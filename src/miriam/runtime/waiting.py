@@ -101,6 +101,8 @@ class Waiting:
             yield from self._news()
             stop_us = self._tick_us
             for event in self._device.events(stop_us):
+                while self._errands:  # the policy may have to know of a task before its first request
+                    self._errands.popleft()()
                 if event.kind is not EventKind.TICK:  # those are interruptions: ticks of the policy are kept here
                     self._arrived += event.kind is EventKind.ARRIVED
                     yield event
