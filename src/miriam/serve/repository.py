@@ -49,10 +49,10 @@ class Entry:
         Criticality levels that its requests may have, highest first.
     version
         The only one that it has.
-    state, reason
-        Where it stands, and why, if it is not ready.
     loaded
-        The model in the runtime, while it is ready.
+        The model in the runtime.
+    otherwise, reason
+        Where it stands while it cannot be asked, and why.
     wanted
         Whether the server is ready only with it: until somebody unloads it.
     """
@@ -61,11 +61,16 @@ class Entry:
     config: ModelConfig
     levels: tuple[int, ...]
     version: str = "1"
-    state: State = State.UNAVAILABLE
+    otherwise: State = State.UNAVAILABLE
     reason: str = "not loaded yet"
     loaded: Loaded | None = None
     wanted: bool = True
     lock: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)
+
+    @property
+    def state(self) -> State:
+        """Where it stands."""
+        return self.otherwise if self.loaded is None or self.loaded.closed else State.READY
 
     @property
     def ready(self) -> bool:
@@ -124,11 +129,11 @@ class Repository(Mapping[str, Entry]):
         for entry in sorted(self._entries.values(), key=lambda entry: -entry.config.criticality):
             async with entry.lock:
                 with suppress(ServiceError):
-                    await self._load(entry)
+                    await self._load(entry, entry)
             tried(entry)
 
     async def load(self, name: str) -> None:
-        """Load a model as the configuration has it now. One that is loaded is loaded anew.
+        """Load a model as the configuration has it now. One that is loaded serves until the new one is there.
 
         Raises
         ------
@@ -143,9 +148,13 @@ class Repository(Mapping[str, Entry]):
             raise ServiceError(Status.NOT_FOUND, f"the configuration has no model {name!r:.80}: add it there first")
         fresh = _entry(name, config.models[name], config)
         entry = self._entries.setdefault(name, fresh)
-        async with entry.lock:
-            entry.config, entry.levels, entry.wanted = fresh.config, fresh.levels, True
-            await self._load(entry)
+
+        async def load() -> None:
+            async with entry.lock:
+                entry.wanted = True
+                await self._load(entry, fresh)
+
+        await asyncio.shield(load())  # a client that goes meanwhile leaves nothing half done
 
     async def unload(self, name: str) -> None:
         """Answer what waits for a model, then forget it; nothing happens to one that is not loaded.
@@ -158,42 +167,49 @@ class Repository(Mapping[str, Entry]):
         entry = self._entries.get(name)
         if entry is None:
             raise ServiceError(Status.NOT_FOUND, f"there is no model {name!r:.80}")
-        async with entry.lock:
-            entry.wanted = False
-            await self._unload(entry)
-            entry.reason = "unloaded"
 
-    async def _load(self, entry: Entry) -> None:
-        entry.reason = ""
-        if entry.loaded is None:
-            entry.state = State.LOADING
+        async def unload() -> None:
+            async with entry.lock:
+                entry.wanted = False
+                await self._unload(entry)
+                entry.reason = "unloaded"
+
+        await asyncio.shield(unload())
+
+    async def _load(self, entry: Entry, fresh: Entry) -> None:
+        entry.otherwise, entry.reason = State.LOADING, ""
+        if not entry.ready:
+            entry.config, entry.levels = fresh.config, fresh.levels
         try:
-            # What can go wrong with a file goes wrong here, while the one that is loaded still serves.
-            model, example = await in_thread(_made, entry.config)
-            await self._unload(entry)
-            entry.state = State.LOADING
-            entry.loaded = await in_thread(self._put, entry, model, example)
-        except Exception as error:  # a factory may raise anything
+            entry.loaded = await in_thread(self._put, entry.name, fresh.config)
+        except BaseException as error:  # a factory may raise anything, even a wish to exit
             why = str(error) if isinstance(error, MiriamError) else f"{type(error).__name__}: {error}"
-            if entry.loaded is None:
-                entry.state, entry.reason = State.UNAVAILABLE, why
+            if not entry.ready:
+                entry.loaded, entry.reason = None, why
+            if isinstance(error, asyncio.CancelledError):
+                raise
             raise ServiceError(Status.INVALID, f"model {entry.name!r} cannot be loaded: {why}") from error
-        entry.state = State.READY
+        finally:
+            entry.otherwise = State.UNAVAILABLE
+        entry.config, entry.levels = fresh.config, fresh.levels
 
-    def _put(self, entry: Entry, model: Any, example: Any) -> Loaded:
-        config = entry.config
+    def _put(self, name: str, config: ModelConfig) -> Loaded:
+        """Load it. Whatever goes wrong before it is there leaves the one that serves where it is."""
+        model, example = _made(config)
         return self.runtime.load(
-            model, example, name=entry.name, criticality=config.criticality, deadline_ms=config.deadline_ms,
+            model, example, name=name, criticality=config.criticality, deadline_ms=config.deadline_ms,
             period_ms=config.period_ms, queue=config.queue, timeout_ms=config.timeout_ms, inputs=config.inputs,
-            outputs=config.outputs,
+            outputs=config.outputs, replace=True,
         )  # fmt: skip
 
     async def _unload(self, entry: Entry) -> None:
         if entry.loaded is None:
             return
-        entry.state = State.UNLOADING
-        await in_thread(self.runtime.unload, entry.name)
-        entry.loaded, entry.state = None, State.UNAVAILABLE
+        entry.otherwise = State.UNLOADING
+        try:
+            await in_thread(self.runtime.unload, entry.name)
+        finally:
+            entry.loaded, entry.otherwise = None, State.UNAVAILABLE
 
 
 async def in_thread(function: Callable[..., _T], *arguments: Any) -> _T:
