@@ -207,6 +207,10 @@ class _Connection(asyncio.Protocol):
         self._transport.write(request)
         try:
             return await self._answer
+        except asyncio.CancelledError:  # the answer still comes, and is nobody else's
+            self.usable = False
+            self._transport.abort()
+            raise
         finally:
             timer.cancel()
             self._answer, self._used = None, True
