@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from miriam.serve.config import Limits
 from miriam.serve.errors import ServiceError, Status
@@ -157,6 +157,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._head_bytes = 0
         self._arrived = 0  # bytes at a time
         self._refusal = 400
+        self._open: list[RequestResponseCycle] = []
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take a connection, unless there are too many."""
@@ -173,6 +174,10 @@ class GuardedProtocol(HttpToolsProtocol):
                 timer.cancel()
         super().connection_lost(exc)
         self.lost = True
+        for cycle in self._open:  # uvicorn tells the last one only
+            cycle.disconnected = not cycle.response_complete
+            cycle.message_event.set()
+        self._open.clear()
         for task in self.waiting:
             task.cancel()
 
@@ -199,6 +204,11 @@ class GuardedProtocol(HttpToolsProtocol):
             self._refusal = 431
             raise ValueError("headers are too long")  # the parser stops, and the answer is a refusal
         super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """Begin the answer, or let it wait for those before it."""
+        super().on_headers_complete()
+        self._open = [cycle for cycle in (*self._open, self.cycle) if not cycle.response_complete]
 
     def on_body(self, body: bytes) -> None:
         """Take a piece of the body."""
