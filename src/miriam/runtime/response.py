@@ -126,16 +126,21 @@ class Response(Future[Any]):
     async def answered(self) -> Any:
         """The outputs, once they are there; a task that is cancelled meanwhile gives the request up."""
         loop = asyncio.get_running_loop()
-        there = asyncio.Event()
+        there = loop.create_future()
 
         def tell(_: Future[Any]) -> None:
             with suppress(RuntimeError):  # the event loop may be closed by now
-                loop.call_soon_threadsafe(there.set)
+                loop.call_soon_threadsafe(_tell, there)
 
         super().add_done_callback(tell)  # no turn through another thread: it only writes a byte
         try:
-            await there.wait()
+            await there
         except asyncio.CancelledError:
             self.cancel()
             raise
         return self.result()
+
+
+def _tell(there: asyncio.Future[None]) -> None:
+    if not there.done():  # nobody waits any more
+        there.set_result(None)

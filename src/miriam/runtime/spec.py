@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from miriam.errors import InputError
@@ -49,10 +50,15 @@ def check(task: str, specs: Sequence[Spec], given: Sequence[Any]) -> None:
         if shape is None or dtype is None:
             kind = type(one).__name__
             raise InputError(f"input {spec.name} of {task} is a {kind}: give an array or a tensor, {_wanted(spec)}")
-        # An array says its type is float32, a tensor that it is torch.float32.
-        name = str(dtype).removeprefix("torch.")
+        name = _dtype_name(dtype)
         if tuple(shape) != spec.shape or name != spec.dtype:
             raise InputError(f"input {spec.name} of {task} is {_words(name, tuple(shape))}: give {_wanted(spec)}")
+
+
+@lru_cache(256)  # NumPy takes microseconds to spell a dtype
+def _dtype_name(dtype: Any) -> str:
+    """An array says its type is float32, a tensor that it is torch.float32."""
+    return str(dtype).removeprefix("torch.")
 
 
 def _wanted(spec: Spec) -> str:

@@ -30,7 +30,7 @@ __all__ = ["GrpcServer"]
 
 _LOG = logging.getLogger("miriam")
 
-_CALLS = 4096  # open at a time, of all connections; the queue of each model has its own limit long before
+_CALLS = 4096  # being answered at a time, of all connections; the queue of each model has its own limit long before
 _STREAMED = 16  # requests of one stream that are computed at a time; the next one is not read before
 _SERVICE = messages.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 
@@ -225,7 +225,6 @@ class GrpcServer:
         # Processes that the server begins have nothing of gRPC in them; looking after that is noise and a hold-up.
         os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
         self._server = grpc.aio.server(
-            maximum_concurrent_rpcs=_CALLS,
             options=[
                 ("grpc.max_receive_message_length", int(self._limits.body_bytes)),
                 ("grpc.max_send_message_length", -1),
@@ -261,6 +260,7 @@ class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     def __init__(self, calls: _Calls, authorize: Authorize) -> None:
         self._authorize = authorize
+        self._open = 0
         self._handlers = {}
         for method in _SERVICE.methods:
             read = _class(method.input_type).FromString
@@ -269,7 +269,7 @@ class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
             streams = method.name == "ModelStreamInfer"
             kind = grpc.stream_stream_rpc_method_handler if streams else grpc.unary_unary_rpc_method_handler
             self._handlers[f"/{_SERVICE.full_name}/{method.name}"] = kind(
-                _coded(getattr(calls, method.name)), _reading(read), _class(method.output_type).SerializeToString
+                self._coded(getattr(calls, method.name)), _reading(read), _class(method.output_type).SerializeToString
             )
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
@@ -279,8 +279,29 @@ class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
         try:
             self._authorize(path, dict(given).get("authorization"))
         except ServiceError as error:
-            return grpc.stream_stream_rpc_method_handler(_coded(_raising(error)))
+            return grpc.stream_stream_rpc_method_handler(self._coded(_raising(error)))
         return self._handlers.get(path)
+
+    def _coded(self, call: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
+        """A call whose errors become codes; and not too many at a time, which gRPC's own limit makes dear to count."""
+
+        async def coded(request: Any, context: Any) -> Any:
+            self._open += 1
+            try:
+                if self._open > _CALLS:
+                    raise ServiceError(Status.EXHAUSTED, f"{_CALLS} calls are being answered: come back later")
+                if isinstance(request, ServiceError):
+                    raise request
+                return await call(request, context)
+            except ServiceError as error:
+                await context.abort(_CODES[error.status], str(error))
+            except Exception:
+                _LOG.exception("an error in the answer to %s", call.__name__)
+                await context.abort(grpc.StatusCode.INTERNAL, "an error of the server: see its log")
+            finally:
+                self._open -= 1
+
+        return coded
 
 
 def _class(descriptor: Any) -> Any:
@@ -292,21 +313,6 @@ def _raising(error: ServiceError) -> Callable[[Any, Any], Awaitable[Any]]:
         raise error
 
     return call
-
-
-def _coded(call: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
-    async def coded(request: Any, context: Any) -> Any:
-        try:
-            if isinstance(request, ServiceError):
-                raise request
-            return await call(request, context)
-        except ServiceError as error:
-            await context.abort(_CODES[error.status], str(error))
-        except Exception:
-            _LOG.exception("an error in the answer to %s", call.__name__)
-            await context.abort(grpc.StatusCode.INTERNAL, "an error of the server: see its log")
-
-    return coded
 
 
 def _reading(read: Callable[[bytes], Any]) -> Callable[[bytes], Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from itertools import chain
 from typing import Any
 
@@ -43,6 +44,7 @@ _NAMES = {dtype: name for name, dtype in DATATYPES.items()}
 _MAX_DIMENSIONS = 32  # of a NumPy 1 array; NumPy 2 has 64
 
 
+@lru_cache(256)  # NumPy takes microseconds to say what a dtype is, and every request asks
 def datatype_of(dtype: np.dtype[Any] | str) -> str:
     """The protocol's name of a NumPy dtype, or of a dtype's name.
 
@@ -80,7 +82,7 @@ def element_count(name: str, datatype: str, shape: Sequence[int], limit: int) ->
         raise _invalid(name, f"datatype {datatype!r:.40} is unknown: the protocol has {', '.join(DATATYPES)}")
     if len(shape) > _MAX_DIMENSIONS:
         raise _invalid(name, f"{len(shape)} dimensions are too many: {_MAX_DIMENSIONS} at most")
-    if any(type(size) is not int or size < 0 for size in shape):
+    if shape and (set(map(type, shape)) != {int} or min(shape) < 0):
         raise _invalid(name, f"the shape holds something else than whole numbers from 0: {list(shape)!s:.80}")
     # A size beyond the limit is refused beside a zero, too: an array cannot have it.
     count = math.prod(shape)
