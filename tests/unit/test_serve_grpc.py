@@ -15,6 +15,8 @@ import served_models
 from serving import MODELS, WAIT_S, Serving
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
+from tritonclient.http import InferenceServerClient as HttpClient
+from tritonclient.http import InferInput
 
 from miriam.errors import MiriamError
 from miriam.serve.config import Limits
@@ -345,6 +347,44 @@ def test_there_are_no_more_connections_than_may_be() -> None:
         assert stubs[1].ModelInfer(request("double", X), timeout=WAIT_S).outputs
         for channel in channels[1:]:
             channel.close()
+
+
+def test_no_more_calls_are_answered_at_a_time_than_may_be(serving: Serving, gate: None) -> None:
+    def on_loop(coroutine: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, serving.loop).result(WAIT_S)
+
+    async def started() -> tuple[GrpcServer, int]:
+        server = GrpcServer(serving.server.service, "127.0.0.1", 0, Limits(), calls=1)
+        return server, await server.start()
+
+    server, port = on_loop(started())
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = GRPCInferenceServiceStub(channel)
+        (first,) = enter(stub, 1)
+        code, details = refused(stub.ServerLive, pb.ServerLiveRequest())
+        assert (code, details) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "1 calls are being answered: come back later")
+        served_models.GATE.set()
+        assert first.result(WAIT_S).outputs
+        assert stub.ServerLive(pb.ServerLiveRequest(), timeout=WAIT_S).live
+    on_loop(server.stop(None))
+
+
+def test_what_requests_hold_is_counted_for_both_protocols() -> None:
+    with (
+        Serving({"gated": MODELS["gated"]}, limits={"total_bytes": 500}) as serving,
+        grpc.insecure_channel(serving.grpc) as channel,
+        HttpClient(serving.http) as http,
+        served_models.shut(),
+    ):
+        stub = GRPCInferenceServiceStub(channel)
+        one = InferInput("x", [1], "FP32").set_data_from_numpy(ONE)
+        held = http.async_infer("gated", [one], request_id="i" * 300)
+        assert served_models.ENTERED.acquire(timeout=WAIT_S)
+        code, details = refused(stub.ModelInfer, request("gated", ONE, id="i" * 200))
+        assert (code, "limits.total_bytes" in details) == (grpc.StatusCode.RESOURCE_EXHAUSTED, True)
+        served_models.GATE.set()
+        assert held.get_result(timeout=WAIT_S).as_numpy("y") is not None
+        assert stub.ModelInfer(request("gated", ONE, id="i" * 200), timeout=WAIT_S).outputs
 
 
 def test_a_server_that_ends_answers_what_is_open() -> None:

@@ -98,7 +98,7 @@ class Limits(_Section):
     json_bytes: ByteSize = Field(default=ByteSize(16 << 20), gt=0, description="Of the JSON in it.")
     json_values: Count = Field(default=2_000_000, description="Values in that JSON.")
     total_bytes: ByteSize = Field(
-        default=ByteSize(1 << 30), gt=0, description="Of all requests that are held, for each protocol; 429 beyond."
+        default=ByteSize(1 << 30), gt=0, description="Of all requests that are held; 429 beyond."
     )
     tensor_elements: Count = Field(default=1 << 26, description="Of one tensor.")
     header_bytes: ByteSize = Field(

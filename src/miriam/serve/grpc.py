@@ -30,7 +30,7 @@ __all__ = ["GrpcServer"]
 
 _LOG = logging.getLogger("miriam")
 
-_CALLS = 4096  # being answered at a time, of all connections; the queue of each model has its own limit long before
+_STREAMS = 256  # calls of one connection, so that it leaves some to others
 _STREAMED = 16  # requests of one stream that are computed at a time; the next one is not read before
 _SERVICE = messages.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 
@@ -60,10 +60,10 @@ def _refused(why: str) -> Callable[..., Awaitable[Any]]:
 class _Calls(GRPCInferenceServiceServicer):  # type: ignore[misc]
     """Every call of the service. A `ServiceError` that it raises becomes the code of the call."""
 
-    def __init__(self, service: Service, limits: Limits) -> None:
+    def __init__(self, service: Service, limits: Limits, memory: Memory) -> None:
         self._service = service
         self.limits = limits
-        self._memory = Memory(limits.total_bytes)
+        self._memory = memory
         self._asides: dict[int, Aside] = {}
 
     async def close(self) -> None:
@@ -193,10 +193,14 @@ class GrpcServer:
         Where; port 0 lets the kernel choose.
     limits
         What a client may ask for.
+    memory
+        What requests hold, those of other protocols, too; None: a count of its own.
     tls
         How the server shows who it is, and whom it listens to; None: plain.
     authorize
         Is given a call's path and its ``authorization`` (or None), and raises a `ServiceError` if that is not enough.
+    calls
+        That are answered at a time, of all connections; the queue of each model has its own limit long before.
     """
 
     def __init__(
@@ -205,11 +209,13 @@ class GrpcServer:
         host: str,
         port: int,
         limits: Limits,
+        memory: Memory | None = None,
         tls: Tls | None = None,
         authorize: Authorize = lambda path, authorization: None,
+        calls: int = 4096,
     ) -> None:
-        self._calls = _Calls(service, limits)
-        self._handlers = _Handlers(self._calls, authorize)
+        self._calls = _Calls(service, limits, memory or Memory(limits.total_bytes))
+        self._handlers = _Handlers(self._calls, authorize, calls)
         self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._limits, self._tls = limits, tls
         self._server: Any = None
@@ -230,7 +236,7 @@ class GrpcServer:
                 ("grpc.max_send_message_length", -1),
                 ("grpc.max_metadata_size", int(self._limits.header_bytes)),
                 ("grpc.max_allowed_incoming_connections", self._limits.connections),
-                ("grpc.max_concurrent_streams", _CALLS // 16),  # of one connection, so that it leaves some to others
+                ("grpc.max_concurrent_streams", _STREAMS),
                 ("grpc.max_connection_idle_ms", int(self._limits.idle_s * 1e3)),
                 ("grpc.keepalive_time_ms", 60_000),  # so that a client that fell silent is found
                 ("grpc.so_reuseport", 0),  # else a second server on the port takes half of the clients unseen
@@ -258,8 +264,8 @@ class GrpcServer:
 class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
     """What the published stubs register, but for requests for inference, which not all are read at once."""
 
-    def __init__(self, calls: _Calls, authorize: Authorize) -> None:
-        self._authorize = authorize
+    def __init__(self, calls: _Calls, authorize: Authorize, most: int) -> None:
+        self._authorize, self._most = authorize, most
         self._open = 0
         self._handlers = {}
         for method in _SERVICE.methods:
@@ -288,8 +294,8 @@ class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
         async def coded(request: Any, context: Any) -> Any:
             self._open += 1
             try:
-                if self._open > _CALLS:
-                    raise ServiceError(Status.EXHAUSTED, f"{_CALLS} calls are being answered: come back later")
+                if self._open > self._most:
+                    raise ServiceError(Status.EXHAUSTED, f"{self._most} calls are being answered: come back later")
                 if isinstance(request, ServiceError):
                     raise request
                 return await call(request, context)

@@ -88,8 +88,9 @@ class Server:
             "metrics": _Listener(metrics, config, config.ports.metrics, "metrics"),
         }
         self._grpc = GrpcServer(
-            self.service, config.host, config.ports.grpc, config.limits, config.security.tls, self._authorize
-        )
+            self.service, config.host, config.ports.grpc, config.limits, self.http.memory, config.security.tls,
+            self._authorize,
+        )  # fmt: skip
 
     def _authorize(self, path: str, authorization: str | None) -> None:
         if path.rpartition("/")[2] not in _OPEN_CALLS:
