@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+import weakref
 from collections.abc import Coroutine, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ PATIENCE_S = 20.0  # after which a test has failed; no test takes that long
 
 NETS = """
 import sys
+import weakref
 import numpy as np
 import serve_support
 
@@ -52,6 +54,15 @@ def raising():
         return a
     return run
 
+def circular():
+    class Model:
+        def __call__(self, a):
+            return a.copy()
+    model = Model()
+    model.itself = model
+    serve_support.models.append(weakref.ref(model))
+    return model
+
 def broken():
     raise RuntimeError("the weights are not there")
 """
@@ -76,6 +87,7 @@ class Gate:
 
 
 gate = Gate()
+models: list[weakref.ref[Any]] = []  # that the factory ``circular`` made
 
 
 @dataclass

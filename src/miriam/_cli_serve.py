@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -39,7 +38,9 @@ def serve(
       miriam serve serve.yaml
       miriam serve serve.yaml --device cpu/2 --http-port 9000
     """
-    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # nothing of it is used after a fork, and it says so
+    from miriam.serve import process
+
+    process.begin()
     try:
         import uvloop
 
@@ -48,7 +49,9 @@ def serve(
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.partition(".")[0] == "miriam":
             raise
-        raise MiriamError(f"there is no module {error.name}: install Miriam with its extra: pip install '.[serve]'") from error
+        raise MiriamError(
+            f"there is no module {error.name}: install Miriam with its extra: pip install '.[serve]'"
+        ) from error
     given = {
         "device": device, "policy": policy, "host": host, "ports.http": http_port, "ports.grpc": grpc_port,
         "ports.metrics": metrics_port,

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from serve_support import PATIENCE_S, Running, gate, serving, tensor
+from serve_support import PATIENCE_S, Running, gate, models, serving, tensor
 
 from miriam.serve.errors import Status
 from miriam.serve.http import CODES
@@ -642,6 +642,18 @@ def test_a_model_is_loaded_as_the_files_are_now(running: Running) -> None:
         nets.write_text(was, "utf-8")
         config.write_text(had, "utf-8")
         post("/v2/repository/models/same_FP32/load")
+
+
+@pytest.mark.parametrize("spared", [False, True])
+def test_a_model_that_goes_leaves_no_memory_behind(tmp_path: Path, spared: bool) -> None:
+    with serving(tmp_path, "models: {circular: {factory: 'nets.py:circular', example: [[1]]}}\n") as running:
+        if spared:
+            running.server.service.repository.spare()
+        for how in ("load", "unload"):
+            [*_, model] = models
+            assert model() is not None
+            assert running.client.post(f"/v2/repository/models/circular/{how}").status_code == 200
+            assert model() is None
 
 
 # A server that is short of everything

@@ -28,11 +28,15 @@ from miriam.serve.server import Server
 
 MODELS = "models:\n  same: {factory: 'nets.py:same', example: [[1]]}\n"
 FIFO = """
-import os, sys
+import gc, os, sys
 import numpy as np
 
 def torch_is_there():
     return lambda a: np.array(["torch" in sys.modules])
+
+def settings():
+    passive = os.environ["OMP_WAIT_POLICY"] == "passive"
+    return lambda a: np.array([passive, sys.getswitchinterval() < 1e-3, gc.get_freeze_count() > 10_000])
 
 def same():
     return lambda a: a.copy()
@@ -170,6 +174,13 @@ def test_a_server_that_is_killed_leaves_no_process_behind_and_one_without_torch_
             assert select.select([end], [], [], PATIENCE_S)[0]
         finally:
             os.close(end)
+
+
+def test_the_process_is_set_for_it(tmp_path: Path) -> None:
+    model = "models: {settings: {factory: 'nets.py:settings', example: [[1]], dtype: int8}}\n"
+    with process(tmp_path, model) as server:
+        server.until("^ready$")
+        assert server.infer("settings", 0).json()["outputs"][0]["data"] == [True] * 3
 
 
 def test_a_server_is_ready_when_its_models_are(tmp_path: Path) -> None:

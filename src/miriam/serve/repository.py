@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib
 import importlib.util
 import sys
@@ -19,6 +20,7 @@ import ml_dtypes
 import numpy as np
 
 from miriam.errors import MiriamError
+from miriam.serve import process
 from miriam.serve.config import ConfigError, ModelConfig, ServerConfig
 from miriam.serve.errors import ServiceError, Status
 
@@ -103,6 +105,7 @@ class Repository(Mapping[str, Entry]):
         self.runtime = runtime
         self._reread = reread or (lambda: config)
         self._entries = {name: _entry(name, model, config) for name, model in config.models.items()}
+        self._spared: set[str] = set()
 
     def __getitem__(self, name: str) -> Entry:
         return self._entries[name]
@@ -131,6 +134,11 @@ class Repository(Mapping[str, Entry]):
                 with suppress(ServiceError):
                     await self._load(entry, entry)
             tried(entry)
+
+    def spare(self) -> None:
+        """Let the garbage collector leave alone what is loaded, and every module: `miriam.serve.process.spare`."""
+        process.spare()
+        self._spared = {name for name, entry in self._entries.items() if entry.loaded is not None}
 
     async def load(self, name: str) -> None:
         """Load a model as the configuration has it now. One that is loaded serves until the new one is there.
@@ -180,6 +188,7 @@ class Repository(Mapping[str, Entry]):
         entry.otherwise, entry.reason = State.LOADING, ""
         if not entry.ready:
             entry.config, entry.levels = fresh.config, fresh.levels
+        replaced = entry.loaded is not None
         try:
             entry.loaded = await in_thread(self._put, entry.name, fresh.config)
         except BaseException as error:  # a factory may raise anything, even a wish to exit
@@ -192,6 +201,16 @@ class Repository(Mapping[str, Entry]):
         finally:
             entry.otherwise = State.UNAVAILABLE
         entry.config, entry.levels = fresh.config, fresh.levels
+        if replaced:
+            await in_thread(self._discard, entry.name)
+
+    def _discard(self, name: str) -> None:
+        """Give back the memory of a model that is not there any more, or not as it was."""
+        if name in self._spared:
+            gc.unfreeze()
+            self.spare()
+        else:
+            gc.collect()
 
     def _put(self, name: str, config: ModelConfig) -> Loaded:
         """Load it. Whatever goes wrong before it is there leaves the one that serves where it is."""
@@ -210,6 +229,7 @@ class Repository(Mapping[str, Entry]):
             await in_thread(self.runtime.unload, entry.name)
         finally:
             entry.loaded, entry.otherwise = None, State.UNAVAILABLE
+        await in_thread(self._discard, entry.name)
 
 
 async def in_thread(function: Callable[..., _T], *arguments: Any) -> _T:

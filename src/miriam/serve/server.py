@@ -104,7 +104,7 @@ class Server:
             asyncio.get_running_loop().add_signal_handler(number, partial(_asked_to_end, stop, signals))
         try:
             await self.start()
-            loading = asyncio.create_task(self.load())
+            loading = asyncio.create_task(self.load(spare=True))
             watching = asyncio.create_task(self._failed())
             stopping = asyncio.create_task(stop.wait())
             loaded = True
@@ -140,10 +140,18 @@ class Server:
         self._say(f"  gRPC     {host}:{self.ports['grpc']}")
         self._say(f"  metrics  {scheme}://{host}:{self.ports['metrics']}/metrics")
 
-    async def load(self) -> bool:
-        """Load all models; whether any is there."""
+    async def load(self, *, spare: bool = False) -> bool:
+        """Load all models; whether any is there.
+
+        Parameters
+        ----------
+        spare
+            Keep the garbage collector from what is loaded then: of the whole process.
+        """
         repository = self.service.repository
         await repository.load_all(lambda entry: self._say(f"  {_in_words(entry)}"))
+        if spare:
+            repository.spare()
         for note in self.service.runtime.notes:
             self._say(f"  note: {note}")
         if repository.complete:
