@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from types import UnionType
 from typing import Any, TypeVar, get_args
 
 import yaml
@@ -12,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from miriam.errors import MiriamError
 
-__all__ = ["read_checked"]
+__all__ = ["Document", "Loc"]
 
 Loc = tuple[str | int, ...]
 Checked = TypeVar("Checked", bound=BaseModel)
@@ -20,36 +22,68 @@ Checked = TypeVar("Checked", bound=BaseModel)
 _DEEPEST = 8
 
 
-def read_checked(path: Path, model: type[Checked], error: type[MiriamError]) -> Checked:
-    """What a file says, as ``model``.
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A file as it was read, which knows where its keys are written.
 
-    Raises
-    ------
-    MiriamError
-        An ``error``: the file cannot be read, is no YAML, or says something that the model does not allow. All
-        that is wrong, a line for each: ``load.yaml:12: models.detector.poisson: ...``.
+    Attributes
+    ----------
+    data
+        What it says.
     """
-    try:
-        text = path.read_text("utf-8")
-        tree = yaml.compose(text, yaml.SafeLoader)
-        problems = list(_duplicates(tree, ()))
-        data = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError) as why:
-        raise error(f"cannot read {path}: {getattr(why, 'strerror', None) or why}") from why
-    except yaml.MarkedYAMLError as why:
-        mark = why.problem_mark or why.context_mark
-        line = "" if mark is None else f":{mark.line + 1}"
-        raise error(f"{path}{line}: this is no YAML: {why.problem or why.context}") from why
-    except (yaml.YAMLError, RecursionError, ValueError) as why:
-        raise error(f"{path}: this is no YAML: {str(why) or type(why).__name__}") from why
-    if not isinstance(data, dict):
-        raise error(f"{path}:1: write keys and values, such as 'models:'")
-    if not problems:
+
+    path: Path
+    data: dict[str, Any]
+    _tree: yaml.Node | None
+
+    @staticmethod
+    def read(path: Path, error: type[MiriamError]) -> Document:
+        """Read a file.
+
+        Raises
+        ------
+        MiriamError
+            An ``error``: it cannot be read, is no YAML, or writes a key twice.
+        """
         try:
-            return model.model_validate(data)
+            text = path.read_text("utf-8")
+            tree = yaml.compose(text, yaml.SafeLoader)
+            twice = list(_duplicates(tree, ()))
+            data = yaml.safe_load(text)
+        except (OSError, UnicodeDecodeError) as why:
+            raise error(f"cannot read {path}: {getattr(why, 'strerror', None) or why}") from why
+        except yaml.MarkedYAMLError as why:
+            mark = why.problem_mark or why.context_mark
+            line = "" if mark is None else f":{mark.line + 1}"
+            raise error(f"{path}{line}: this is no YAML: {why.problem or why.context}") from why
+        except (yaml.YAMLError, RecursionError, ValueError) as why:
+            raise error(f"{path}: this is no YAML: {str(why) or type(why).__name__}") from why
+        if not isinstance(data, dict):
+            raise error(f"{path}:1: write keys and values, such as 'models:'")
+        document = Document(path, data, tree)
+        if twice:
+            raise error(document.told(twice))
+        return document
+
+    def checked(self, model: type[Checked], error: type[MiriamError]) -> Checked:
+        """The same as ``model``.
+
+        Raises
+        ------
+        MiriamError
+            An ``error``: it says something that the model does not allow.
+        """
+        try:
+            return model.model_validate(self.data)
         except ValidationError as why:
-            problems = [_problem(model, found) for found in why.errors()]
-    raise error("\n".join(f"{path}{_line(tree, loc)}: {'.'.join(map(str, loc))}: {what}" for loc, what in problems))
+            raise error(self.told(_problem(model, found) for found in why.errors())) from why
+
+    def told(self, problems: Iterable[tuple[Loc, str]]) -> str:
+        """A line for each problem: ``load.yaml:12: models.detector.poisson: ...``."""
+        return "\n".join(
+            f"{self.path}{_line(self._tree, loc)}: {'.'.join(map(str, loc))}{': ' if loc else ''}{what}"
+            for loc, what in problems
+        )
 
 
 def _problem(model: type[BaseModel], found: Mapping[str, Any]) -> tuple[Loc, str]:
@@ -68,6 +102,8 @@ def _fields(model: Any, loc: Loc) -> list[str]:
     for key in loc:
         if isinstance(model, type) and issubclass(model, BaseModel):
             model = model.model_fields[str(key)].annotation
+            if isinstance(model, UnionType):  # a section, or None
+                model = get_args(model)[0]
         else:  # a mapping or a list of sections
             model = get_args(model)[-1]
     return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []

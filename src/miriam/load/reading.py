@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from miriam._yaml import read_checked
+from miriam._yaml import Document
 from miriam.bench.arrivals import Arrivals, Closed, Poisson, Recorded, Uniform
 from miriam.errors import WorkloadError
 from miriam.load.plan import Caller, Plan
@@ -125,7 +125,7 @@ def read(path: Path, **overrides: Any) -> Plan:
     WorkloadError
         It cannot be read, or says something impossible: ``load.yaml:12: models.detector.poisson: ...``.
     """
-    found, folder = read_checked(path, _File, WorkloadError), path.parent
+    found, folder = Document.read(path, WorkloadError).checked(_File, WorkloadError), path.parent
     own = ("duration_s", "warm_up_s", "repeats", "seed", "solo", "verify", "patience_s", "title")
     given = {name: getattr(found, name) for name in own} | {k: v for k, v in overrides.items() if v is not None}
     files = {name: _beside(getattr(found, name), folder) for name in ("token_file", "ca", "certificate", "key")}

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, field_validator
 
+from miriam._yaml import Document, Loc
 from miriam.errors import MiriamError
 from miriam.task import Criticality
 
@@ -189,38 +188,14 @@ def load_config(path: Path, overrides: Mapping[str, Any] | None = None) -> Serve
         It cannot be read, is no YAML, or says something impossible: all that is wrong, one line for each,
         ``serve.yaml:12: models.detector.criticality: ...``.
     """
-    try:
-        text = path.read_text("utf-8")
-        tree = yaml.compose(text, yaml.SafeLoader)
-        twice = list(_duplicates(tree, ()))
-        data = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = "" if mark is None else f":{mark.line + 1}"
-        raise ConfigError(f"{path}{line}: this is no YAML: {error.problem or error.context}") from error
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise ConfigError(f"{path}: this is no YAML: {str(error) or type(error).__name__}") from error
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path}:1: write keys and values, such as 'models:'")
+    document = Document.read(path, ConfigError)
     for key, value in (overrides or {}).items():
-        _override(data, key.split("."), value)
-    problems = twice
-    if not problems:
-        try:
-            config = ServerConfig.model_validate(data)
-        except ValidationError as error:
-            problems = [_problem(found) for found in error.errors()]
-        else:
-            config = _beside(config, path.parent)
-            problems = list(_contradictions(config))
-            if not problems:
-                return config
-    raise ConfigError("\n".join(f"{path}{_line(tree, loc)}: {_dotted(loc)}{what}" for loc, what in problems))
-
-
-Loc = tuple[str | int, ...]
+        _override(document.data, key.split("."), value)
+    config = _beside(document.checked(ServerConfig, ConfigError), path.parent)
+    problems = list(_contradictions(config))
+    if problems:
+        raise ConfigError(document.told(problems))
+    return config
 
 
 def _override(data: dict[str, Any], keys: Sequence[str], value: object) -> None:
@@ -303,59 +278,3 @@ def _contradictions(config: ServerConfig) -> Iterator[tuple[Loc, str]]:
             yield (*at, "criticality"), f"{model.criticality} is none of the levels {levels}"
         if model.priority is not None and not model.priority[0] <= model.criticality <= model.priority[1]:
             yield (*at, "priority"), f"criticality {model.criticality} is not within {list(model.priority)}"
-
-
-def _problem(found: Mapping[str, Any]) -> tuple[Loc, str]:
-    loc: Loc = found["loc"]
-    if found["type"] == "extra_forbidden":
-        known = _fields(loc[:-1])
-        close = difflib.get_close_matches(str(loc[-1]), known, 1)
-        hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(known)}"
-        return loc, f"unknown key; {hint}"
-    if found["type"] == "missing":
-        return loc, "is missing"
-    return loc, str(found["msg"]).removeprefix("Value error, ")
-
-
-def _fields(loc: Loc) -> list[str]:
-    section: Any = ServerConfig
-    for key in loc:
-        if section is ServerConfig and key == "models":
-            section = {"*": ModelConfig}
-        elif isinstance(section, dict):
-            section = section["*"]
-        else:
-            section = {"ports": Ports, "limits": Limits, "security": Security, "tls": Tls, "trace": Trace}.get(str(key))
-    return list(section.model_fields) if section is not None and not isinstance(section, dict) else []
-
-
-def _dotted(loc: Loc) -> str:
-    return f"{'.'.join(map(str, loc))}: " if loc else ""
-
-
-def _line(node: yaml.Node | None, loc: Loc) -> str:
-    """Where a key is written, as far as the file has it."""
-    line: int | None = None
-    for key in loc:
-        if isinstance(node, yaml.MappingNode):
-            found = next(((k, v) for k, v in reversed(node.value) if k.value == str(key)), None)  # the last one counts
-        elif isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
-            found = (node.value[key], node.value[key])
-        else:
-            found = None
-        if found is None:
-            break
-        line, node = found[0].start_mark.line, found[1]
-    return "" if line is None else f":{line + 1}"
-
-
-def _duplicates(node: yaml.Node | None, loc: Loc) -> Iterator[tuple[Loc, str]]:
-    if len(loc) > 8 or not isinstance(node, yaml.MappingNode):
-        return
-    seen = set()
-    for key, value in node.value:
-        name = str(key.value)
-        if name in seen:
-            yield (*loc, name), "is written twice"
-        seen.add(name)
-        yield from _duplicates(value, (*loc, name))
