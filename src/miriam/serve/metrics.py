@@ -112,10 +112,15 @@ def _requests(tasks: Tasks, versions: Mapping[str, str]) -> Iterator[Metric]:
         for what, gauge in gauges.items():
             gauge.add_metric(labels, getattr(task, what))
     yield from (ended, *sums.values(), *counters.values(), *gauges.values())
-    normal = sum(task.levels[0].count for task in tasks.values() if 0 in task.levels)
-    yield CounterMetricFamily(
-        "miriam_normal_answers", "Answered requests of the normal level: their rate is its throughput.", value=normal
+    # By model: a sum of all would fall when one is unloaded, which for a counter means that it began anew.
+    normal = CounterMetricFamily(
+        "miriam_normal_answers",
+        "Answered requests of the normal level: the sum of their rates is its throughput.",
+        labels=("model", "version"),
     )
+    for name, task in tasks.items():
+        normal.add_metric((name, versions[name]), task.levels[0].count if 0 in task.levels else 0)
+    yield normal
 
 
 def _latencies(tasks: Tasks, versions: Mapping[str, str]) -> Iterator[Metric]:
