@@ -549,3 +549,14 @@ class TestTheEnd:
         with miriam.Runtime() as rt:
             assert rt.device == "cpu" or rt.device.startswith("cuda:")
             assert repr(rt).startswith(f"<Runtime on {rt.device}, policy resident, tasks: none")
+
+
+def test_who_holds_a_task_that_was_replaced_cannot_unload_the_new_one():
+    with miriam.Runtime("cpu") as rt:
+        old = rt.load(lambda x: x, ONE, name="model")
+        new = rt.load(lambda x: x + 1, ONE, name="model", replace=True)
+        with pytest.raises(KeyError, match="place"):
+            old.unload()
+        assert new(ONE) == 2
+        new.unload()
+        assert "model" not in rt

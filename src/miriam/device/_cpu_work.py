@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from threading import current_thread, main_thread
 
 from miriam.device.base import Run
 from miriam.errors import ModelError, RequestError
@@ -35,11 +36,11 @@ class Job:
         """Compute the next step; the request has its outputs after the last, or the error that ended it."""
         try:
             self._step(request, threads)
-        except KeyboardInterrupt:
-            raise
         except RequestError as error:
             request.error = error
         except BaseException as error:  # whatever a model raises is its own affair, even a wish to exit
+            if isinstance(error, KeyboardInterrupt) and current_thread() is main_thread():
+                raise  # it comes from outside
             request.error = ModelError(f"{request.task.name} failed: {type(error).__name__}: {error}")
             request.error.__cause__ = error
 

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from time import perf_counter_ns
 
+from miriam.bell import Bell
 from miriam.device._cpu_work import Job, Queue
 from miriam.device.base import (
     Command,
@@ -77,7 +78,7 @@ class CpuDevice:
         self.depth = 1  # the end of a request is known at once
         self.notes: tuple[str, ...] = ()
         self._zero_ns = perf_counter_ns()
-        self._bell = threading.Condition()
+        self._bell, self._lock = Bell(), threading.Lock()
         self._chains: dict[int, Chain] = {}
         self._users: dict[int, set[str]] = {}
         for chain in bound:
@@ -117,12 +118,12 @@ class CpuDevice:
                 raise DeviceError(f"task {task.name} has another program than chain {bound.name}: give it that one")
             self._bind(bound)
         self._chain(task.program)
-        with self._bell:
+        with self._lock:
             self._users.setdefault(id(task.program), set()).add(task.name)
 
     def forget(self, task: Task) -> None:
         """Let go of a task of which no more requests come, and of its chain if no other has it. From any thread."""
-        with self._bell:
+        with self._lock:
             users = self._users.get(id(task.program), set())
             users.discard(task.name)
             if not users:
@@ -182,8 +183,7 @@ class CpuDevice:
             if self._told:
                 yield self._told.popleft()
             elif self._due and self._due[0][0] <= now_us:
-                with self._bell:
-                    request = heapq.heappop(self._due)[2]
+                request = heapq.heappop(self._due)[2]
                 yield Event(EventKind.ARRIVED if request else EventKind.TICK, now_us, request)
             elif (lane := self._next()) is not None:
                 self._step(lane)
@@ -196,13 +196,12 @@ class CpuDevice:
 
     def close(self) -> None:
         """Give everything back; allowed twice."""
-        with self._bell:
-            self._closed = True
-            self._bell.notify_all()
+        self._closed = True
+        self._bell.ring()
         self._chains.clear()
 
     def _bind(self, chain: Chain) -> None:
-        with self._bell:
+        with self._lock:
             self._chains[id(chain.program)] = chain
             self.notes += tuple(note for note in chain.notes if note not in self.notes)
 
@@ -215,18 +214,15 @@ class CpuDevice:
         return self._chains[id(program)]
 
     def _push(self, time_us: float, request: Request | None) -> None:
-        with self._bell:
-            heapq.heappush(self._due, (time_us, next(self._count), request))
-            self._bell.notify_all()
+        heapq.heappush(self._due, (time_us, next(self._count), request))
+        self._bell.ring()
 
     def _wait(self, until_us: float) -> bool:
         """Wait for what is due; whether something is."""
-        with self._bell:
-            if not self._due:
-                return False
-            left_us = min(self._due[0][0], until_us) - self.now_us
-            if left_us > 0 and not self._closed:
-                self._bell.wait(min(left_us / 1e6, threading.TIMEOUT_MAX))
+        if not self._due:
+            return False
+        if not self._closed:
+            self._bell.wait(min(self._due[0][0], until_us) - self.now_us)
         return True
 
     def _next(self) -> Queue | None:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Protocol
 
 from miriam.errors import ClosedError, ModelError, QueueFullError, RequestError, RequestTimeoutError
 from miriam.runtime.queue import Queue
@@ -130,43 +130,45 @@ class Desk:
                 raise
             response.met = bool(self._running) or len(self._queue) > 1
             _tell(self._queued, response)
-        Future.add_done_callback(response, self._ended)  # in whatever thread it ends
-        self._timer.at(response.expires_us)
+        if response.expires_us < math.inf:
+            self._timer.at(response.expires_us)
         self._send()
         if entry.hints:
             self.unhint(*entry.hints[:1])
 
     def settle(self, request: Request) -> None:
         """Answer a request that the device has ended; the next one goes there first."""
-        offset_us = host_us() - self._now_us()
+        now_us, error = self._now_us(), request.error
+        offset_us = host_us() - now_us
+        finish_us = now_us if request.finish_us is None else request.finish_us
         with self._lock:
             found = self._running.pop(request.number, None)
             if found is None:
                 return
-            self._levels[request.task.criticality] -= 1
-        self._send()
-        response, entry = found
-        finish_us = self._now_us() if request.finish_us is None else request.finish_us
-        response.finished_us = offset_us + finish_us
-        response.started_us = offset_us + (finish_us if request.start_us is None else request.start_us)
-        error = request.error
-        with self._lock:
+            response, entry = found
+            self._levels[response.criticality] -= 1
+            response.finished_us = offset_us + finish_us
+            response.started_us = offset_us + (finish_us if request.start_us is None else request.start_us)
             if error is None:
                 entry.tally.answered(response)
             else:
                 entry.tally.counts["failed"] += 1
+        self._send()
         if error is None:
-            response.set_result(request.outputs or ())
+            response.set_result(() if request.outputs is None else request.outputs)
+            self._ended(response)
         else:
-            response.set_exception(error if isinstance(error, RequestError) else _of_model(request, error))
+            self._end(response, error if isinstance(error, RequestError) else _of_model(request, error))
 
-    def withdraw(self, response: Response) -> bool:
-        """Take a request out of the queue that somebody gives up; whether it was there."""
+    def withdraw(self, response: Response) -> None:
+        """Take a request that somebody gives up out of the queue, if it is there."""
         with self._lock:
-            there = self._queue.remove(response)
-            if there:
-                self._entries[response.name].tally.counts["cancelled"] += 1
-        return there
+            if not self._queue.remove(response):
+                return
+            self._entries[response.name].tally.counts["cancelled"] += 1
+        Future.cancel(response)
+        response.set_running_or_notify_cancel()  # those that wait for several futures hear of it
+        self._ended(response)
 
     def hint(self, entry: Entry, until_us: float) -> Hint:
         """A request of a task is on its way: send none of a lower level meanwhile."""
@@ -206,8 +208,9 @@ class Desk:
             entry.closed = True
             left = [] if drain else self._queue.take_all(lambda response: response.name == entry.name)
             entry.tally.counts["failed"] += len(left)
-        _end(left, ClosedError(f"{entry.name} was unloaded while this waited: load it again"))
-        with self._changed:
+        self._end_all(left, ClosedError(f"{entry.name} was unloaded while this waited: load it again"))
+        self._send()  # a signal may have kept who submitted from it
+        with self._lock:
             self._changed.wait_for(lambda: not self._has(entry))
             if self._entries.get(entry.name) is entry:
                 del self._entries[entry.name]
@@ -217,8 +220,9 @@ class Desk:
         with self._lock:
             self._closed = self._closed or "the runtime is closed: make another one"
             left = [] if drain else self._take_queue()
-        _end(left, ClosedError("the runtime was closed while this waited"))
-        with self._changed:
+        self._end_all(left, ClosedError("the runtime was closed while this waited"))
+        self._send()
+        with self._lock:
             self._changed.wait_for(lambda: not (self._running or len(self._queue)))
         self._timer.close()
 
@@ -231,7 +235,15 @@ class Desk:
                 entry.tally.counts["failed"] += 1
             self._running.clear()
             left += self._take_queue()
-        _end(left, error)
+        self._end_all(left, error)
+
+    def abandon(self) -> None:
+        """Forget everything: this process was forked, and the threads that would answer are those of the other one."""
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._queue = Queue()
+        self._running.clear()
+        self._closed = "the runtime belongs to the process from which this one was forked: make another one here"
 
     @property
     def closed(self) -> bool:
@@ -249,16 +261,22 @@ class Desk:
 
     def _send(self) -> None:
         """Send to the device what may go."""
-        while True:
-            with self._lock:
-                response = self._queue.take(self._room, {other.name for other, _ in self._running.values()})
-                if response is None:
-                    return
-                self._begin(response)
-            task, inputs, response.inputs = response.task, response.inputs, None
-            request = Request(task, response.number, self._now_us(), inputs=inputs)
-            _tell(self._offered, response, request)
-            self._outlet.offer(request)
+        while len(self._queue):  # whoever puts one in comes here after that
+            response = None
+            try:
+                with self._lock:
+                    response = self._queue.take(self._room, {other.name for other, _ in self._running.values()})
+                    if response is None:
+                        return
+                    self._begin(response)
+                task, inputs, response.inputs = response.task, response.inputs, None
+                request = Request(task, response.number, self._now_us(), inputs=inputs)
+                _tell(self._offered, response, request)
+                self._outlet.offer(request)
+            except BaseException as error:  # a signal: nobody knows whether the device has it, or will answer
+                if response is not None:
+                    self._give_up(response, error)
+                raise
 
     def _room(self, level: int) -> bool:
         return self._levels[level] < self._depth and (self._hinted is None or level >= self._hinted)
@@ -293,15 +311,36 @@ class Desk:
             text = (
                 f"a request of {response.name} waited {waited_ms:.1f} ms, longer than it may: send fewer, or allow more"
             )
-            response.set_exception(RequestTimeoutError(text))
+            self._end(response, RequestTimeoutError(text))
         if over:
             self.unhint(*over)
         with self._lock:
             return min(self._queue.expiry_us, min((hint.until_us for hint in self._hints), default=math.inf))
 
-    def _ended(self, future: Future[Any]) -> None:
-        _tell(self._answered, future)
-        with self._changed:
+    def _give_up(self, response: Response, error: BaseException) -> None:
+        """End a request that went to the device as if it had failed."""
+        with self._lock:
+            found = self._running.pop(response.number, None)
+            if found is None:
+                return
+            self._levels[response.criticality] -= 1
+            found[1].tally.counts["failed"] += 1
+        failed = RequestError(f"a request of {response.name} was interrupted ({type(error).__name__}): give it again")
+        failed.__cause__ = error
+        self._end(response, failed)
+
+    def _end_all(self, responses: Sequence[Response], error: BaseException) -> None:
+        for response in responses:
+            self._end(response, error)
+
+    def _end(self, response: Response, error: BaseException) -> None:
+        response.set_exception(error)
+        self._ended(response)
+
+    def _ended(self, response: Response) -> None:
+        """A request has its end."""
+        _tell(self._answered, response)
+        with self._lock:
             self._changed.notify_all()
 
 
@@ -314,11 +353,6 @@ def _tell(witnesses: list[Callable[..., object]], *what: object) -> None:
             _LOG.exception("a listener raised, and is told no more")
             with suppress(ValueError):  # another thread may have been faster
                 witnesses.remove(told)
-
-
-def _end(responses: Sequence[Response], error: BaseException) -> None:
-    for response in responses:
-        response.set_exception(error)
 
 
 def _of_model(request: Request, error: BaseException) -> ModelError:

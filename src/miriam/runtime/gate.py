@@ -57,6 +57,7 @@ class Gate:
         tasks = [task, *others]
         if self._admission == "off" or all(one.deadline_us is None for one in tasks):
             return
+        self._warned &= {other.name for other in others}
         for verdict in self._verdicts(tasks, device):
             if verdict.holds:
                 self._warned.discard(verdict.name)

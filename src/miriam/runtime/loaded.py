@@ -43,7 +43,7 @@ class Office:
     numbers: Iterator[int]
     levels: Sequence[int]
     inside: Callable[[], bool]
-    unload: Callable[[str], None]
+    unload: Callable[[Loaded], None]
 
 
 class Loaded:
@@ -213,7 +213,7 @@ class Loaded:
 
     def unload(self) -> None:
         """Answer what waits, and let go of it."""
-        self._office.unload(self.name)
+        self._office.unload(self)
 
     def __repr__(self) -> str:
         ways = (", ".join(map(str, specs)) for specs in (self.inputs, self.outputs))

@@ -26,7 +26,7 @@ class Queue:
         self._depths: Counter[str] = Counter()
 
     def __len__(self) -> int:
-        return self._depths.total()
+        return sum(map(len, self._levels.values()))
 
     def __iter__(self) -> Iterator[Response]:
         """In the order in which they will go, if every task can."""

@@ -53,7 +53,7 @@ class Response(Future[Any]):
         expires_us: float,
         submitted_us: float,
         wrap: Callable[[Sequence[Any]], Any],
-        withdraw: Callable[[Response], bool],
+        withdraw: Callable[[Response], None],
         caller: Caller,
     ) -> None:
         super().__init__()
@@ -97,9 +97,7 @@ class Response(Future[Any]):
 
     def cancel(self) -> bool:
         """Give it up, if it has not gone to the device; whether it is given up."""
-        if self._withdraw(self):
-            super().cancel()
-            self.set_running_or_notify_cancel()  # those that wait for several futures hear of it
+        self._withdraw(self)
         return self.cancelled()
 
     def result(self, timeout: float | None = None) -> Any:

@@ -18,6 +18,7 @@ from miriam.policy import check, create_serving
 from miriam.policy.base import Joining, Setting
 from miriam.profile import ProfileSource
 from miriam.progress import Progress, silent
+from miriam.runtime import forks
 from miriam.runtime.caller import Caller
 from miriam.runtime.desk import Desk, Entry
 from miriam.runtime.devices import best, open_device
@@ -126,6 +127,8 @@ class Runtime:
         for listener in listeners:
             if (opened := getattr(listener, "opened", None)) is not None:
                 opened(self.device, policy, self._loop.policy.lanes, zero_us)
+        self._forked = False
+        forks.tell(self._abandon)
         atexit.register(self.close, drain=False)
 
     @property
@@ -246,8 +249,9 @@ class Runtime:
             There is none of that name.
         """
         self._check_outside()
-        name = task if isinstance(task, str) else task.name
-        one = self._find(name)
+        one = self._find(task if isinstance(task, str) else task.name)
+        if not isinstance(task, str) and one[0] is not task:
+            raise KeyError(f"another task has taken the place of {task.name!r}: unload that one, or nothing")
         if self._take_out(one, drain=drain):
             one[1].close()
 
@@ -266,6 +270,8 @@ class Runtime:
             Answer the requests that wait; otherwise only those that are on the device.
         """
         self._check_outside()
+        if self._forked:
+            return
         self._desk.close(drain=drain)
         self._loop.stop()
         with self._lock:
@@ -298,6 +304,13 @@ class Runtime:
 
     def __repr__(self) -> str:
         return f"<Runtime on {self.device}, policy {self.policy}, tasks: {', '.join(self) or 'none'}>"
+
+    def _abandon(self) -> None:
+        """Leave everything to the process from which this one was forked; locks are as its threads had them."""
+        self._forked = self._loop.ended = True
+        self._lock = threading.Lock()
+        self._desk.abandon()
+        atexit.unregister(self.close)
 
     @property
     def _device(self) -> Serving:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import heapq
 import math
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
+from miriam.bell import Bell
 from miriam.device.base import Event, EventKind, Lane, Limit, Run, Serving, Usage
 from miriam.program import Program
 from miriam.task import Request
@@ -32,8 +32,8 @@ class Waiting:
         self.geometry = device.geometry
         self.command_us = device.command_us
         self._device = device
-        self._bell = threading.Condition()
-        self._offered = self._arrived = 0
+        self._bell = Bell()
+        self._coming: set[Request] = set()
         self._errands: deque[Callable[[], None]] = deque()
         self._hint: int | None = None
         self._hinted: int | None = None  # what the policy knows of
@@ -44,10 +44,14 @@ class Waiting:
 
     def offer(self, request: Request) -> None:
         """Let ``request`` arrive at once."""
-        self._device.offer(request)
-        with self._bell:
-            self._offered += 1
-            self._bell.notify()
+        try:
+            self._coming.add(request)
+            self._device.offer(request)
+        except BaseException:  # a signal: nobody knows whether the device has it
+            self._coming.discard(request)
+            raise
+        finally:
+            self._bell.ring()
 
     def hint(self, level: int | None) -> None:
         """Say that a request of a level is on its way; None: no more.
@@ -69,8 +73,7 @@ class Waiting:
 
     def _interrupt(self) -> None:
         self._device.wake(self._device.now_us)
-        with self._bell:
-            self._bell.notify()
+        self._bell.ring()
 
     # From the thread of the coordinator
 
@@ -104,9 +107,11 @@ class Waiting:
                 while self._errands:  # the policy may have to know of a task before its first request
                     self._errands.popleft()()
                 if event.kind is not EventKind.TICK:  # those are interruptions: ticks of the policy are kept here
-                    self._arrived += event.kind is EventKind.ARRIVED
+                    if event.kind is EventKind.ARRIVED and event.request is not None:
+                        self._coming.discard(event.request)
                     yield event
-                yield from self._news()
+                if self._errands or self._hint != self._hinted:
+                    yield from self._news()
                 if self._stopped or self._tick_us < stop_us:
                     break  # and ask again: it may have more to do
             else:
@@ -115,7 +120,7 @@ class Waiting:
                     heapq.heappop(self._ticks)
                     yield Event(EventKind.TICK, now_us)
                 else:
-                    self._wait()
+                    self._bell.wait(self._tick_us - now_us)
 
     @property
     def _tick_us(self) -> float:
@@ -125,21 +130,12 @@ class Waiting:
         """What other threads want, besides requests."""
         while True:
             level = self._hint
-            if level != self._hinted and (_above(level, self._hinted) or self._offered == self._arrived):
+            if level != self._hinted and (_above(level, self._hinted) or not self._coming):
                 self._hinted = level
                 yield Event(EventKind.HINTED, self._device.now_us, level=level)
             if not self._errands:
                 return
             self._errands.popleft()()
-
-    def _wait(self) -> None:
-        """Wait until somebody wants something, or the policy wants to be asked."""
-        with self._bell:
-            while not (self._stopped or self._errands or self._offered != self._arrived or self._hint != self._hinted):
-                left_us = self._tick_us - self._device.now_us
-                if left_us <= 0:
-                    return
-                self._bell.wait(min(left_us / 1e6, threading.TIMEOUT_MAX) if left_us < math.inf else None)
 
     def usage(self) -> Usage:
         """How full the device was so far."""
