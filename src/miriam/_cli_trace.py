@@ -58,6 +58,8 @@ def trace(
 
     remote = source.startswith(("http://", "https://"))
     with bad_input(TraceError):
+        if not remote and not Path(source).exists():
+            raise TraceError(f"there is no file {source}; the address of a server begins with http:// or https://")
         recording = _fetch(source, token_file, ca, certificate, key) if remote else read(source)
         chosen = None if request is None else recording.find(request)
         ended = [one for one in recording.requests if one.finished_us is not None and model in (None, one.task)]
@@ -121,7 +123,9 @@ def _fetch(url: str, token_file: Path | None, ca: Path | None, certificate: Path
         error.close()
         way = ": give its token with --token-file" if error.code == 401 else ""
         raise TraceError(f"{url} says {error.code} {error.reason}{way}") from error
-    except (URLError, OSError, http.client.HTTPException) as error:
+    except http.client.HTTPException as error:
+        raise TraceError(f"{url} does not speak HTTP: give the address that 'miriam serve' names for it") from error
+    except (URLError, OSError) as error:
         reason = getattr(error, "reason", error)
         raise TraceError(f"{url} does not answer ({reason}): start a server with 'miriam serve'") from error
     except ValueError as error:

@@ -77,6 +77,8 @@ def test_traces_are_given_whole_for_perfetto_and_in_words(client: Client) -> Non
         ("/live.json?since=nan", 400, "since is no number"),
         ("/v2/trace?form=pdf", 400, "no form 'pdf'"),
         ("/v2/trace/999999", 404, "is not in this trace"),
+        ("/v2/trace/" + 5000 * "9", 404, "is no number of a request"),
+        ("/v2/trace/-1", 404, "is no number of a request"),
     ],
 )
 def test_what_cannot_be_given_is_refused_with_a_reason(client: Client, path: str, status: int, says: str) -> None:

@@ -293,6 +293,8 @@ def test_what_is_not_there_is_not_found(running: Running) -> None:
 def test_a_method_that_is_not_taken_is_refused_with_those_that_are(running: Running) -> None:
     answer = running.client.get("/v2/models/add/infer")
     assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+    page = running.client.post("/")
+    assert (page.status_code, page.json()) == (405, {"error": "/ takes GET and HEAD"})
     assert running.client.head("/v2").status_code == 200
 
 

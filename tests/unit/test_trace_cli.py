@@ -140,7 +140,9 @@ def test_errors_in_what_was_asked_for_are_said(file: str, server: Callable[..., 
     for words, says in (
         ([file, "--request", "99"], "request 99 is not in this trace"),
         ([file, "--model", "nobody"], "it has those of: caption, detector"),
-        ([str(tmp_path / "none.json")], "cannot read"),
+        ([str(tmp_path / "none.json")], "there is no file"),
+        ([str(tmp_path)], "cannot read"),
+        (["127.0.0.1:8000"], "begins with http://"),
         (["http://127.0.0.1:9/"], "does not answer"),
         ([f"{server()}/elsewhere"], "says 404"),
     ):

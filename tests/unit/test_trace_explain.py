@@ -192,6 +192,15 @@ def test_a_request_that_is_not_there_is_an_error() -> None:
         ('{"requests": [], "decisions": [], "version": 99}', "has version 99"),
         ('{"requests": [{"nobody": 1}], "decisions": [], "version": 1}', "is broken"),
         ('{"requests": [7], "decisions": [], "version": 1}', "is broken"),
+        (
+            '{"requests": [{"number": 1, "task": "", "level": 0, "submitted_us": "2"}], "decisions": [], "version": 1}',
+            "is broken: submitted_us is '2'",
+        ),
+        (
+            '{"requests": [{"number": 1, "task": "", "level": 0, "submitted_us": 2, "outcome": "?"}], '
+            '"decisions": [], "version": 1}',
+            "is broken: outcome is '?'",
+        ),
     ],
 )
 def test_a_file_that_holds_something_else_is_an_error(tmp_path: Any, text: str, says: str) -> None:

@@ -23,7 +23,7 @@ from miriam.serve.metrics import Metrics
 from miriam.serve.openapi import document
 from miriam.serve.service import Service
 
-__all__ = ["CODES", "Http", "metrics_application"]
+__all__ = ["CODES", "Http", "JsonRoute", "metrics_application"]
 
 _LOG = logging.getLogger("miriam")
 
@@ -48,10 +48,11 @@ _LEAD = 16  # bytes at which memory of any size begins
 Answer = Callable[[Request], Awaitable[Response]]
 
 
-class _Route(Route):
+class JsonRoute(Route):
     """A route whose refusal of a method is JSON like every other error."""
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, or refuse."""
         methods = self.methods or set()
         if scope["method"] in methods:
             await self.app(scope, receive, send)
@@ -139,21 +140,21 @@ class Http:
         }
         routes: list[BaseRoute] = []
         for at in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
-            routes.append(_Route(f"{at}/infer", self._infer, methods=["POST"]))
-            routes.append(_Route(f"{at}/ready", self._model_ready, methods=["GET"]))
-        routes += [_Route(path, _answering(value), methods=["GET"]) for path, value in get.items()]
+            routes.append(JsonRoute(f"{at}/infer", self._infer, methods=["POST"]))
+            routes.append(JsonRoute(f"{at}/ready", self._model_ready, methods=["GET"]))
+        routes += [JsonRoute(path, _answering(value), methods=["GET"]) for path, value in get.items()]
         for at in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
             routes += [
-                _Route(at + path, _answering(partial(_of_model, value)), methods=["GET"])
+                JsonRoute(at + path, _answering(partial(_of_model, value)), methods=["GET"])
                 for path, value in of_model.items()
             ]
         return [
             *routes,
-            _Route("/v2/health/live", self._live, methods=["GET"]),
-            _Route("/v2/health/ready", self._ready, methods=["GET"]),
-            _Route("/v2/repository/index", self._index, methods=["GET", "POST"]),
-            _Route("/v2/repository/models/{model}/load", self._load, methods=["POST"]),
-            _Route("/v2/repository/models/{model}/unload", self._unload, methods=["POST"]),
+            JsonRoute("/v2/health/live", self._live, methods=["GET"]),
+            JsonRoute("/v2/health/ready", self._ready, methods=["GET"]),
+            JsonRoute("/v2/repository/index", self._index, methods=["GET", "POST"]),
+            JsonRoute("/v2/repository/models/{model}/load", self._load, methods=["POST"]),
+            JsonRoute("/v2/repository/models/{model}/unload", self._unload, methods=["POST"]),
         ]
 
     async def _live(self, request: Request) -> Response:
@@ -245,7 +246,7 @@ def metrics_application(metrics: Metrics, guard: Guard) -> ASGIApp:
         content, kind = metrics.page(request.headers.get("accept", ""))
         return Response(content, headers={"content-type": kind})
 
-    return _Guarded(Router([_Route("/metrics", page, methods=["GET"])], default=_nothing), guard)
+    return _Guarded(Router([JsonRoute("/metrics", page, methods=["GET"])], default=_nothing), guard)
 
 
 def _answering(value: Callable[[Request], Any]) -> Answer:

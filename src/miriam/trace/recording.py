@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_type_hints
 
 from miriam.errors import TraceError
 from miriam.task import Criticality
@@ -17,6 +17,7 @@ __all__ = ["VERSION", "Decision", "Done", "Outcome", "Recording", "Traced", "lev
 VERSION = 1
 """Of the form of a document."""
 
+_Row = TypeVar("_Row")
 _ROWS = ("requests", "decisions")
 _SHORT = (",", ":")
 _PIECE = 40  # rows
@@ -229,12 +230,12 @@ class Recording:
             )
         try:
             parts = {key: value for key, value in raw.items() if key != "version"}
-            parts["requests"] = tuple(Traced(**_laned(one)) for one in raw["requests"])
+            parts["requests"] = tuple(_row(Traced, _laned(one)) for one in raw["requests"])
             parts["decisions"] = tuple(
-                Decision(**one | {"commands": tuple(Done(**_laned(done)) for done in one["commands"])})
+                _row(Decision, one | {"commands": tuple(_row(Done, _laned(done)) for done in one["commands"])})
                 for one in raw["decisions"]
             )
-            return Recording(**parts)
+            return _row(Recording, parts)
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise TraceError(f"this trace is broken: {error}") from error
 
@@ -249,6 +250,15 @@ _DEFAULTS = {
     kind: tuple((f.name, f.default_factory() if f.default_factory is not MISSING else f.default) for f in fields(kind))
     for kind in (Traced, Decision, Done)
 }
+_SCALARS: Mapping[type, Sequence[tuple[str, Any]]] = {
+    kind: tuple(
+        (name, hint | int if hint in (float, float | None) else hint)
+        for name, hint in get_type_hints(kind).items()
+        if hint in (str, int, float, bool, int | None, float | None)
+    )
+    for kind in (Traced, Decision, Done, Recording)
+}
+_OUTCOMES = (Outcome.OPEN, Outcome.ANSWERED, Outcome.FAILED, Outcome.CANCELLED)
 
 
 def level_name(level: int) -> str:
@@ -280,6 +290,17 @@ def read(path: Path | str) -> Recording:
     except ValueError as error:
         raise TraceError(f"{path} is no JSON: {error}") from error
     return Recording.from_json(raw.get("recording", raw) if isinstance(raw, dict) else raw)
+
+
+def _row(kind: type[_Row], raw: Mapping[str, Any]) -> _Row:
+    """What a document says, where its numbers are numbers and its texts are texts."""
+    row = kind(**raw)
+    for name, allowed in _SCALARS[kind]:
+        if not isinstance(value := getattr(row, name), allowed):
+            raise TypeError(f"{name} is {value!r:.40}")
+    if isinstance(row, Traced) and row.outcome not in _OUTCOMES:
+        raise ValueError(f"outcome is {row.outcome!r:.40}")
+    return row
 
 
 def _plain(row: Traced | Decision | Done) -> dict[str, Any]:

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import BaseRoute
 
 from miriam.errors import TraceError
+from miriam.serve.http import JsonRoute
 from miriam.serve.live.snapshot import Snapshots
 from miriam.trace.explain import explain
 from miriam.trace.perfetto import text
@@ -26,10 +27,11 @@ if TYPE_CHECKING:
 
 __all__ = ["page", "routes"]
 
+_DIGITS = 20  # of a number; Python refuses to read thousands of them
 _NO_STORE = {"Cache-Control": "no-store"}
 
 
-def routes(service: Service, recorder: Recorder) -> list[Route]:
+def routes(service: Service, recorder: Recorder) -> list[BaseRoute]:
     """What the live page needs, and the address of traces.
 
     ``/``
@@ -66,16 +68,19 @@ def routes(service: Service, recorder: Recorder) -> list[Route]:
         return _stream(text(recording), {"Content-Disposition": 'attachment; filename="miriam-trace.json"'})
 
     async def story(request: Request) -> Response:
+        number = request.path_params["number"]
+        if not (number.isascii() and number.isdecimal() and len(number) <= _DIGITS):
+            return _refused(404, f"{number!r:.40} is no number of a request")
         try:
-            return _json(explain(recorder.recording(), request.path_params["number"]).to_json())
+            return _json(explain(recorder.recording(), int(number)).to_json())
         except TraceError as error:
             return _refused(404, str(error))
 
     return [
-        Route("/", root),
-        Route("/live.json", live),
-        Route("/v2/trace", trace),
-        Route("/v2/trace/{number:int}", story),
+        JsonRoute("/", root),
+        JsonRoute("/live.json", live),
+        JsonRoute("/v2/trace", trace),
+        JsonRoute("/v2/trace/{number}", story),
     ]
 
 
