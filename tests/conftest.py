@@ -1,6 +1,7 @@
 """Settings that all tests share."""
 
 import gc
+import os
 
 from hypothesis import settings
 
@@ -9,6 +10,9 @@ from hypothesis import settings
 settings.register_profile("miriam", settings.default, deadline=None, derandomize=True)
 settings.register_profile("explore", settings.default, deadline=None, derandomize=False, print_blob=True)
 settings.load_profile("miriam")
+
+# As `miriam serve` has it. Else what gRPC does around a fork kills now and then the process that was to be begun.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 gc.disable()  # while modules are imported, which stay
 
