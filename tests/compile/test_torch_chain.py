@@ -376,3 +376,32 @@ def test_an_input_of_another_kind_is_the_request_s_own_error() -> None:
     chain = of(Residual(), images(1))
     with pytest.raises((InputError, TypeError, RuntimeError, ValueError)):
         run(chain, np.array(["no image"]))
+
+
+@pytest.mark.parametrize("given", [torch.zeros(3), np.zeros(3, np.float32)], ids=["tensors", "arrays"])
+def test_a_user_may_change_outputs_that_are_the_model_s_own(given: Any) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(3))
+            self.table = torch.arange(3.0)
+
+        def forward(self, x: Any) -> Any:
+            return x + self.weight, self.weight, self.table[1:], self.weight.view(1, 3)
+
+    chain = of(Model(), torch.zeros(3))
+    for _ in range(3):
+        found = run(chain, given)
+        assert [np.asarray(y).ravel().tolist() for y in found] == [[1, 1, 1], [1, 1, 1], [1, 2], [1, 1, 1]]
+        for y in found:
+            y += 7
+
+
+def test_an_array_without_dimensions_stays_one() -> None:
+    class Scaled(nn.Module):
+        def forward(self, x: Any, by: Any) -> Any:
+            return x * by
+
+    chain = of(Scaled(), np.ones(3, np.float32), np.array(2, np.float32))
+    assert [tensor.shape for tensor in chain.program.inputs] == [(3,), ()]
+    assert run(chain, np.ones(3, np.float32), np.array(3, np.float32))[0].tolist() == [3, 3, 3]

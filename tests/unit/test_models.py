@@ -346,3 +346,19 @@ def test_functions_and_sequences_of_them_are_captured(gpu: Compilers) -> None:
     ):
         with pytest.raises(CompileError, match=text):
             gpu.adopt(model, example)
+
+
+@with_torch
+def test_functions_get_and_give_the_kind_that_they_are_written_for_and_that_was_given() -> None:
+    import torch
+
+    for function, example in (
+        (torch.relu, torch.from_numpy(X)),
+        (lambda x: np.maximum(x, 0), X),
+        (lambda x: x.clip(0).sum(), X),
+    ):
+        adopted = on_cpu(function, example)
+        for x in (X, torch.from_numpy(X)):
+            y = run(adopted, x)
+            assert isinstance(y, torch.Tensor) is isinstance(x, torch.Tensor)
+            np.testing.assert_allclose(np.asarray(y), np.asarray(run(adopted, X)))

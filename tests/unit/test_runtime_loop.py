@@ -336,6 +336,14 @@ class TestPaced:
         with miriam.Runtime("sim:orin") as rt, pytest.raises(DeviceError, match="runs programs only"):
             rt.load(lambda x: x, ONE)
 
+    def test_each_request_has_outputs_of_its_own(self):
+        with miriam.Runtime("sim:orin") as rt:
+            task = rt.load("zoo:alexnet-b1")
+            for _ in range(2):
+                output = task(*(np.zeros(spec.shape, spec.dtype) for spec in task.inputs))
+                assert not output.any()
+                output += 1
+
     def test_a_request_that_says_it_came_before_what_is_over_comes_now(self):
         task = Task("a", zoo.load("alexnet-b1"))
         device = Paced(SimDevice("sim:orin", zoo.profiles()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -15,10 +16,12 @@ from miriam.errors import CompileError, ModelError
 from miriam.frontend._torch_steps import Body, alone, close, outputs_of, stepwise
 from miriam.frontend.chain import Chain, as_arrays, host_program, named, plain_tensor, timed
 
-__all__ = ["torch_chain"]
+__all__ = ["array_of", "structure_of", "tensor_of", "torch_chain"]
 
 _LONG_US = 2000.0  # what a step should take at most
 _COST = 1.25  # what slices may take together, to the batch as a whole
+
+_OUTPUT = object()  # stands for one
 
 _Tensors: TypeAlias = Sequence[torch.Tensor]
 
@@ -43,7 +46,7 @@ def torch_chain(
             raise CompileError(f"{name} is in training mode: call .eval() on it")
     if example is None:
         raise CompileError(f"{name} needs an example of its inputs: shapes and dtypes follow from it")
-    given = [_tensor(x).detach() for x in as_arrays(example)]
+    given = [tensor_of(x).detach() for x in as_arrays(example)]
     if any(tensor.device.type != "cpu" for tensor in (*module.parameters(), *module.buffers(), *given)):
         raise CompileError(f"{name} or its example is not on the host: move it with .cpu()")
     given = [x.clone() for x in given]
@@ -63,9 +66,11 @@ def torch_chain(
         formats = [_format(x) for x in given]
 
         def begin(asked: Sequence[Any] | None) -> _State:
-            return _State(given if asked is None else asked, formats)
+            return _State(given if asked is None else asked, formats, kept)
 
-        step_us, _ = timed(steps, lambda: begin(None))
+        kept: tuple[bool, ...] = ()
+        step_us, state = timed(steps, lambda: begin(None))
+        kept = tuple(map(_one_memory, expected, state.end()))
     ins, outs = (
         [
             plain_tensor(label, str(t.dtype).removeprefix("torch."), t.shape)
@@ -79,7 +84,7 @@ def torch_chain(
     meta = {"torch": torch.__version__, "rows of a slice": str(size or "all")}
     program = host_program(name, [step.label for step in steps], ins, outs, meta)
     notes = tuple(f"{name}: {note}" for note in (body.why and f"one step, since {body.why}", note) if note)
-    return Chain(name, program, tuple(steps), begin, _State.end, step_us, _structure(result), _use, notes)
+    return Chain(name, program, tuple(steps), begin, _State.end, step_us, structure_of(result), _use, notes)
 
 
 @contextmanager
@@ -215,12 +220,13 @@ def _steps(body: Body, rows: int, batch: int) -> list[_Step]:
 class _State:
     """What a request has computed so far; its outputs are arrays if all of its inputs are."""
 
-    __slots__ = ("_arrays", "_formats", "_inputs", "_outputs", "values")
+    __slots__ = ("_arrays", "_formats", "_inputs", "_kept", "_outputs", "values")
 
-    def __init__(self, given: Sequence[Any], formats: Sequence[torch.memory_format]) -> None:
+    def __init__(self, given: Sequence[Any], formats: Sequence[torch.memory_format], kept: Sequence[bool]) -> None:
         self._arrays = not any(isinstance(x, torch.Tensor) for x in given)
         self._formats = formats
         self._inputs = given
+        self._kept = kept  # whether an output is the model's own, such as a weight
         self._outputs: list[torch.Tensor] = []
         self.values: list[Any] = []
 
@@ -228,14 +234,14 @@ class _State:
         """Begin with these rows of the inputs."""
         taken = self._inputs if rows is None else [x[rows] for x in self._inputs]
         self.values = [
-            _tensor(x).contiguous(memory_format=format) for x, format in zip(taken, self._formats, strict=True)
+            tensor_of(x).contiguous(memory_format=format) for x, format in zip(taken, self._formats, strict=True)
         ]
 
     def put(self, rows: slice | None, batch: int) -> None:
         """Keep the outputs of these rows."""
         found, self.values = self.values, []
         if rows is None:
-            self._outputs = found
+            self._outputs = [x.clone() if own else x for x, own in zip_longest(found, self._kept)]
             return
         if not self._outputs:
             self._outputs = [torch.empty((batch, *t.shape[1:]), dtype=t.dtype) for t in found]
@@ -244,18 +250,24 @@ class _State:
 
     def end(self) -> tuple[Any, ...]:
         """The outputs."""
-        return tuple(map(_array, self._outputs)) if self._arrays else tuple(self._outputs)
+        return tuple(map(array_of, self._outputs)) if self._arrays else tuple(self._outputs)
 
 
-def _structure(result: Any) -> Callable[[Sequence[Any]], Any]:
+def structure_of(result: Any) -> Callable[[Sequence[Any]], Any]:
     """What puts outputs back into what the module gave."""
     leaves, spec = pytree.tree_flatten(result)
+    others = [_OUTPUT if isinstance(x, torch.Tensor) else x for x in leaves]
 
     def whole(outputs: Sequence[Any]) -> Any:
         left = iter(outputs)
-        return pytree.tree_unflatten([next(left) if isinstance(x, torch.Tensor) else x for x in leaves], spec)
+        return pytree.tree_unflatten([next(left) if x is _OUTPUT else x for x in others], spec)
 
     return whole
+
+
+def _one_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two outputs lie in the same memory, though each is there: then it is the model's."""
+    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
 
 
 def _format(x: torch.Tensor) -> torch.memory_format:
@@ -268,17 +280,17 @@ def _format(x: torch.Tensor) -> torch.memory_format:
     return torch.contiguous_format
 
 
-def _tensor(x: Any) -> torch.Tensor:
+def tensor_of(x: Any) -> torch.Tensor:
     """An array as a tensor, in the same memory where that may be written to."""
     if isinstance(x, torch.Tensor):
         return x
-    array = np.ascontiguousarray(x)
+    array = np.asarray(x, order="C")
     if array.dtype.name == "bfloat16":
-        return _tensor(array.view(np.int16)).view(torch.bfloat16)
+        return tensor_of(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
-def _array(x: torch.Tensor) -> np.ndarray[Any, Any]:
+def array_of(x: torch.Tensor) -> np.ndarray[Any, Any]:
     """A tensor as an array."""
     if x.dtype is not torch.bfloat16:
         return x.numpy(force=True)
@@ -286,7 +298,7 @@ def _array(x: torch.Tensor) -> np.ndarray[Any, Any]:
         import ml_dtypes
     except ImportError as error:
         raise ModelError("arrays of bfloat16 need ml_dtypes: pip install ml_dtypes, or give tensors") from error
-    return _array(x.detach().contiguous().view(torch.int16)).view(ml_dtypes.bfloat16)
+    return array_of(x.detach().contiguous().view(torch.int16)).view(ml_dtypes.bfloat16)
 
 
 def _use(threads: int) -> None:

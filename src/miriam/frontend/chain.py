@@ -15,7 +15,18 @@ import numpy as np
 from miriam.errors import CompileError
 from miriam.program import Buffer, Kernel, Launch, Pointer, Program, Role, Source, Tensor
 
-__all__ = ["Chain", "State", "Step", "host_program", "one_or_all"]
+__all__ = [
+    "Chain",
+    "State",
+    "Step",
+    "as_array",
+    "as_arrays",
+    "host_program",
+    "named",
+    "one_or_all",
+    "plain_tensor",
+    "timed",
+]
 
 State: TypeAlias = Any
 """What a request of a chain has computed so far; only the chain itself looks inside."""
@@ -205,8 +216,9 @@ def _callables(
         return step
 
     def begin(given: Sequence[Any] | None) -> State:
-        return list(example if given is None else given)
+        return list(example) if given is None else [alike(x) for alike, x in zip(kinds, given, strict=True)]
 
+    kinds = tuple(map(_kind, example))
     steps = tuple(map(step_of, calls))
     labels = [getattr(call, "__qualname__", type(call).__qualname__) for call in calls]
     try:
@@ -223,6 +235,25 @@ def _callables(
     )
     program = host_program(name, labels, ins, outs, {"numpy": np.__version__})
     return Chain(name, program, steps, begin, tuple, step_us)
+
+
+def _kind(example: Any) -> Callable[[Any], Any]:
+    """What makes tensors of arrays, or arrays of tensors, where the example is of the other kind."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(example, torch.Tensor):
+        from miriam.frontend._torch_chain import tensor_of
+
+        return tensor_of
+    return as_array
+
+
+def as_array(value: Any) -> Any:
+    """An array, of a tensor too; what is no tensor is given back as it is."""
+    if isinstance(value, np.ndarray) or not hasattr(value, "detach"):
+        return value
+    from miriam.frontend._torch_chain import array_of
+
+    return array_of(value)
 
 
 def _described(value: Any, what: str) -> tuple[str, tuple[int, ...]]:

@@ -33,6 +33,8 @@ def on_gpu(model: Any, example: Any, device: ServingCuda, name: str, progress: P
     unmodified, and a normal task is paused between them.
     """
     torch = need_torch()
+    from miriam.frontend._torch_chain import structure_of
+
     if not torch.cuda.is_available():
         raise CompileError(f"{name} needs a PyTorch that sees the GPU; {torch.__version__} sees none")
     if getattr(model, "training", False):
@@ -54,7 +56,7 @@ def on_gpu(model: Any, example: Any, device: ServingCuda, name: str, progress: P
             model = _there(model, gpu, name)
         try:
             inputs = [torch.as_tensor(x).detach().to(gpu, copy=True) for x in as_arrays(example)]
-            whole = _structure(model(*inputs))
+            whole = structure_of(model(*inputs))
         except Exception as error:
             raise CompileError(f"{name} fails on its example: {type(error).__name__}: {error}") from error
         if module:
@@ -122,14 +124,3 @@ def _there(module: Any, gpu: Any, name: str) -> Any:
         return copy.deepcopy(module).to(gpu)
     except Exception as error:
         raise CompileError(f"{name} cannot be copied to the GPU ({error}): move it there yourself") from error
-
-
-def _structure(result: Any) -> Callable[[Sequence[Any]], Any]:
-    """What puts outputs back into what the model gave."""
-    pytree = need_torch().utils._pytree
-    _, spec = pytree.tree_flatten(result)
-
-    def whole(outputs: Sequence[Any]) -> Any:
-        return pytree.tree_unflatten(list(outputs), spec)
-
-    return whole

@@ -13,7 +13,7 @@ _told: list[WeakMethod[Callable[[], None]]] = []
 
 def tell(method: Callable[[], None]) -> None:
     """Call a method in every process that is forked from this one, for as long as its object is there."""
-    _told.append(WeakMethod(method, _told.remove))
+    _told[:] = [*(other for other in _told if other() is not None), WeakMethod(method)]
 
 
 def _forked() -> None:

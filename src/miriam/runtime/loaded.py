@@ -233,7 +233,9 @@ class Loaded:
 def _arrays(outputs: Sequence[Any]) -> tuple[Any, ...]:
     import numpy as np
 
-    return tuple(map(np.asarray, outputs))
+    from miriam.frontend.chain import as_array
+
+    return tuple(np.asarray(as_array(output)) for output in outputs)
 
 
 def _time_us(what: str, given_ms: float | None, usual_us: float | None) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 
 from miriam.device.base import Serving
 from miriam.errors import DeviceError, ModelError, ProgramError
-from miriam.frontend.chain import Chain, named, one_or_all
+from miriam.frontend.chain import Chain, as_array, named, one_or_all
 from miriam.program import Program, Role
 from miriam.progress import Progress, silent
 from miriam.runtime.spec import Spec
@@ -188,8 +188,9 @@ def _chain(model: Any, example: Any, where: str, name: str, inputs: Sequence[str
 
 def _tensor(output: Any, spec: Spec) -> Any:
     """A tensor of PyTorch, in the same memory."""
-    if not isinstance(output, np.ndarray):
+    if not isinstance(output, np.ndarray | np.generic):
         return output
+    output = np.asarray(output)
     torch: Any = sys.modules["torch"]
     if output.dtype.isbuiltin and output.dtype.name == spec.dtype:
         return torch.from_numpy(output)
@@ -197,6 +198,7 @@ def _tensor(output: Any, spec: Spec) -> Any:
 
 
 def _array(output: Any, spec: Spec) -> Any:
+    output = as_array(output)
     if isinstance(output, np.ndarray) and output.dtype.name != spec.dtype:
         raise ModelError(f"arrays of {spec.dtype} need ml_dtypes: pip install ml_dtypes, or give tensors")
     return output

@@ -47,7 +47,6 @@ class Paced:
         self._ticks: deque[float] = deque()
         self._reached_us = 0.0
         self._open = 0  # requests that the model has and arrivals and runs of which are still to be told
-        self._zeros: dict[int, tuple[Any, ...]] = {}
 
     @property
     def now_us(self) -> float:
@@ -60,7 +59,7 @@ class Paced:
         return (*self._device.notes, "a model of a GPU: it takes time, and its outputs are zeros")
 
     def prepare(self, task: Task, bound: Any = None) -> None:
-        """Work out what the launches cost, and make the outputs. From any thread.
+        """Work out what the launches cost. From any thread.
 
         Raises
         ------
@@ -70,7 +69,6 @@ class Paced:
         if bound is not None:
             raise DeviceError(f"{self.name} runs programs only, and {task.name} brings something of its own")
         self.launch_us(task.program)
-        self._zeros[id(task.program)] = tuple(np.zeros(t.shape, _dtype(t)) for t in task.program.outputs)
 
     def forget(self, task: Task) -> None:
         """Nothing is to be given back: what the model knows of a program another task may have too."""
@@ -142,7 +140,7 @@ class Paced:
                 self._open -= 1
             request = event.request
             if event.kind is EventKind.FINISHED and request is not None and request.finish_us is not None:
-                request.outputs = self._zeros.get(id(request.task.program), ())
+                request.outputs = tuple(np.zeros(t.shape, _dtype(t)) for t in request.task.program.outputs)
             yield event
 
     def usage(self) -> Usage:

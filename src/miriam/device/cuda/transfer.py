@@ -275,6 +275,11 @@ class Staged(Sequence[View]):
                 self.close()
         return self._results
 
+    @property
+    def outputs(self) -> int:
+        """How many outputs there are."""
+        return len(self._transfer.program.outputs)
+
     def part(self) -> None:
         """Let go of the memory, but not of outputs."""
         if self._done:
@@ -301,7 +306,7 @@ class Outputs(Sequence[Any]):
         self._staged = staged
 
     def __len__(self) -> int:
-        return len(self._staged.results())
+        return self._staged.outputs
 
     def __getitem__(self, index: Any) -> Any:
         return self._staged.results()[index]
