@@ -111,6 +111,14 @@ def test_the_policy_example_protects_the_critical_network(capsys: pytest.Capture
     assert float(found[1][1]) < float(found[0][1])
 
 
+def test_the_runtime_example_lets_the_critical_model_go_first(capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(ROOT / "examples" / "runtime.py"))["main"](1.0)
+    said = capsys.readouterr().out
+    p50 = {name: float(ms) for name, ms in re.findall(r"^(\w+ \w+(?: \w+)?) +p50 +([0-9.]+) ms", said, re.MULTILINE)}
+    assert p50["detector beside archive"] < p50["archive alone"], "it waited for a whole inference of a normal one"
+    assert " 0 of its requests failed" in said
+
+
 def test_the_gpu_example_serves_both_networks(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
