@@ -172,6 +172,8 @@ def _plan(what: str, models: Sequence[Mapping[str, Any]], own: dict[str, Any], f
     if "://" in what:
         server = Server.of(what, **files)
         return Plan(server, [_caller(m) for m in models], **{k: v for k, v in own.items() if v is not None})
+    if not Path(what).exists():
+        raise WorkloadError(f"there is no file {what}; the address of a server begins with http:// or grpc://")
     if models or any(files.values()):
         raise WorkloadError(f"{what} says which models and which files: write those there, or give a URL in its place")
     return read(Path(what), **own)
