@@ -102,19 +102,21 @@ async def client_killed(site: Site) -> None:
     """A process with requests under way is killed."""
     host, port = site.process.http
     command = [sys.executable, "-c", CLIENT, host, str(port), "8"]
-    client = await asyncio.create_subprocess_exec(*command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    # Not by asyncio: what gRPC does around a fork may kill it before it has begun.
+    client = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert client.stdin is not None
     assert client.stdout is not None
     try:
         client.stdin.write(archived(site))
-        client.stdin.write_eof()
+        client.stdin.close()
         async with asyncio.timeout(PATIENCE_S):
-            await client.stdout.readline()
+            await asyncio.to_thread(client.stdout.readline)
         site.book.counts["archive", "abandoned"] += 8
         await asyncio.sleep(site.rng.uniform(0, 0.05))
     finally:
         client.kill()
-        await client.wait()
+        client.wait()
+        client.stdout.close()
 
 
 @fault

@@ -16,7 +16,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -157,8 +157,11 @@ class Process:
     @property
     def readers(self) -> list[int]:
         """Processes that it has for large bodies."""
-        tasks = Path(f"/proc/{self.pid}/task").iterdir()
-        return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+        found: list[int] = []
+        for task in Path(f"/proc/{self.pid}/task").iterdir():
+            with suppress(FileNotFoundError, ProcessLookupError):  # threads end meanwhile
+                found += map(int, (task / "children").read_text().split())
+        return found
 
     @property
     def alive(self) -> bool:
@@ -431,15 +434,15 @@ class Sample:
     ----------
     at_s
         Since the begin.
-    rss_kib, readers_kib
-        Memory of its process, and of those that read large bodies for it.
+    rss_kib, reader_kib
+        Memory of its process, and of the largest of those that read large bodies for it.
     files, threads
-        Of its process.
+        Of its process, without the two pipes to each reader, which comes and goes.
     """
 
     at_s: float
     rss_kib: int
-    readers_kib: int
+    reader_kib: int
     files: int
     threads: int
 
@@ -448,7 +451,9 @@ def sample(process: Process, began: float) -> Sample:
     """Look."""
     proc = Path(f"/proc/{process.pid}")
     files, threads = (len(list((proc / what).iterdir())) for what in ("fd", "task"))
-    return Sample(time.monotonic() - began, _rss(process.pid), sum(map(_rss, process.readers)), files, threads)
+    readers = process.readers
+    largest = max(map(_rss, readers), default=0)
+    return Sample(time.monotonic() - began, _rss(process.pid), largest, files - 2 * len(readers), threads)
 
 
 def _rss(pid: int) -> int:

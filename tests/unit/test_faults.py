@@ -15,6 +15,7 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -341,10 +342,13 @@ def test_nobody_waits_for_a_large_message_of_a_lower_level(running: Running) -> 
 
 def readers() -> set[int]:
     """Processes of this one that read large bodies."""
-    children = {
-        int(child) for task in Path("/proc/self/task").iterdir() for child in (task / "children").read_text().split()
-    }
-    return {child for child in children if b"miriam.serve.aside" in Path(f"/proc/{child}/cmdline").read_bytes()}
+    found = set()
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # threads and processes end meanwhile
+            for child in (task / "children").read_text().split():
+                if b"miriam.serve.aside" in Path(f"/proc/{child}/cmdline").read_bytes():
+                    found.add(int(child))
+    return found
 
 
 # Clocks
