@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from contextlib import suppress
 
 __all__ = ["Bell"]
 
@@ -24,10 +25,9 @@ class Bell:
 
     def ring(self) -> None:
         """Wake whoever waits, or will next. From any thread."""
-        try:
-            self._lock.release()
-        except RuntimeError:  # it has been rung, and nobody has come yet
-            return
+        if self._lock.locked():  # or it has been rung, and nobody has come yet
+            with suppress(RuntimeError):  # another thread was faster
+                self._lock.release()
 
     def wait(self, time_us: float = math.inf) -> None:
         """Wait until it is rung, or so many us; from one thread at a time."""

@@ -21,13 +21,14 @@ from null_kernels import EFFECTS
 from strict_driver import Strict
 from support import Profiles
 
+import miriam
 from miriam.device.base import Lane, Run
 from miriam.device.cuda.device import CudaDevice
 from miriam.device.cuda.dlpack import View
 from miriam.device.cuda.driver import Gpu, Stream
 from miriam.device.cuda.instance import Instance
 from miriam.device.cuda.serving import ServingCuda
-from miriam.device.cuda.transfer import Transfer
+from miriam.device.cuda.transfer import Staged, Transfer
 from miriam.device.cuda.watch import Watch
 from miriam.errors import ClosedError, DeviceError, InputError
 from miriam.program import Buffer, Pointer, Program, Role, Tensor
@@ -100,6 +101,21 @@ def test_outputs_stay_what_they_were_whatever_runs_later(on: Served) -> None:
     for x, request in answers:
         assert np.array_equal(request.outputs[0], 3 * x)
         assert not np.shares_memory(request.outputs[0], answers[-1][0])
+
+
+def test_large_outputs_are_copied_by_who_looks_at_them(cu: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    copied, copy = [], Staged.results
+
+    def results(staged: Staged) -> list[Any]:
+        copied.append(threading.current_thread())
+        return copy(staged)
+
+    monkeypatch.setattr(Staged, "results", results)
+    with miriam.Runtime("cuda:0", store=Profiles(), admission="off") as rt:
+        slow = rt.load(SLOW, name="slow")
+        x = given_for(NORMAL)
+        assert np.array_equal(slow(x), 3 * x)
+    assert set(copied) == {threading.current_thread()}
 
 
 def test_outputs_outlive_their_task(on: Served) -> None:

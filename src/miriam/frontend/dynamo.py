@@ -104,11 +104,12 @@ class _Tasks:
             id(x) if i in self.weights else (x.shape, x.dtype, x.device) if isinstance(x, torch.Tensor) else x
             for i, x in enumerate(args)
         )
-        found = self.loaded.get(key)
-        if found is None or found[0].closed:
+        found = self._there(key)
+        if found is None:
             with self.lock:
-                found = self.loaded.get(key)
-                if found is None or found[0].closed:
+                found = self._there(key)
+                if found is None:
+                    self.loaded.pop(key, None)
                     found = self.loaded[key] = self._load(args)
         inputs = [x for i, x in enumerate(args) if i not in self.weights and isinstance(x, torch.Tensor)]
         if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
@@ -116,6 +117,11 @@ class _Tasks:
                 "an input needs a gradient, and backend miriam is for inference: call the model under torch.no_grad()"
             )
         return found[1](*inputs)
+
+    def _there(self, key: tuple[Any, ...]) -> tuple[Runtime, Loaded] | None:
+        """The task for such inputs, if it can still be asked."""
+        found = self.loaded.get(key)
+        return None if found is None or found[0].closed or found[1].closed else found
 
     def _load(self, args: Sequence[Any]) -> tuple[Runtime, Loaded]:
         import torch

@@ -15,7 +15,7 @@ from miriam.errors import DeviceError, ModelError, ProgramError
 from miriam.frontend.chain import Chain, as_array, named, one_or_all
 from miriam.program import Program, Role
 from miriam.progress import Progress, silent
-from miriam.runtime.spec import Spec
+from miriam.runtime.spec import Spec, dtype_name
 from miriam.task import Task
 
 if TYPE_CHECKING:
@@ -199,6 +199,6 @@ def _tensor(output: Any, spec: Spec) -> Any:
 
 def _array(output: Any, spec: Spec) -> Any:
     output = as_array(output)
-    if isinstance(output, np.ndarray) and output.dtype.name != spec.dtype:
+    if isinstance(output, np.ndarray) and dtype_name(output.dtype) != spec.dtype:
         raise ModelError(f"arrays of {spec.dtype} need ml_dtypes: pip install ml_dtypes, or give tensors")
     return output

@@ -10,7 +10,7 @@ from typing import Any
 from miriam.errors import InputError
 from miriam.program import Tensor
 
-__all__ = ["Spec", "check"]
+__all__ = ["Spec", "check", "dtype_name"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +50,13 @@ def check(task: str, specs: Sequence[Spec], given: Sequence[Any]) -> None:
         if shape is None or dtype is None:
             kind = type(one).__name__
             raise InputError(f"input {spec.name} of {task} is a {kind}: give an array or a tensor, {_wanted(spec)}")
-        name = _dtype_name(dtype)
+        name = dtype_name(dtype)
         if tuple(shape) != spec.shape or name != spec.dtype:
             raise InputError(f"input {spec.name} of {task} is {_words(name, tuple(shape))}: give {_wanted(spec)}")
 
 
 @lru_cache(256)  # NumPy takes microseconds to spell a dtype
-def _dtype_name(dtype: Any) -> str:
+def dtype_name(dtype: Any) -> str:
     """An array says its type is float32, a tensor that it is torch.float32."""
     return str(dtype).removeprefix("torch.")
 
