@@ -178,6 +178,15 @@ def test_an_error_of_the_model_comes_out_of_its_call(rt: Runtime) -> None:
     assert fast(torch.tensor([3, 0])).shape == (2, 2)
 
 
+def test_a_task_that_was_unloaded_is_loaded_again_and_counts_once(rt: Runtime) -> None:
+    linear, x = nn.Linear(3, 3).eval(), torch.ones(1, 3)
+    fast = compiled(linear, rt, shapes=1)
+    for _ in range(2):
+        assert torch.equal(fast(x), linear(x))
+        (name,) = rt
+        rt.unload(name)
+
+
 def test_tasks_go_with_their_graph(rt: Runtime) -> None:
     fast = compiled(nn.Linear(3, 3).eval(), rt)
     fast(torch.ones(1, 3))
