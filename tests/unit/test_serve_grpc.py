@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import grpc
+import httpx
 import numpy as np
 import pytest
 import served_models
 from serving import MODELS, WAIT_S, Serving
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
-from tritonclient.http import InferenceServerClient as HttpClient
-from tritonclient.http import InferInput
 
 from miriam.errors import MiriamError
 from miriam.serve.config import Limits
@@ -373,17 +373,18 @@ def test_what_requests_hold_is_counted_for_both_protocols() -> None:
     with (
         Serving({"gated": MODELS["gated"]}, limits={"total_bytes": 500}) as serving,
         grpc.insecure_channel(serving.grpc) as channel,
-        HttpClient(serving.http) as http,
+        ThreadPoolExecutor(1) as aside,
         served_models.shut(),
     ):
         stub = GRPCInferenceServiceStub(channel)
-        one = InferInput("x", [1], "FP32").set_data_from_numpy(ONE)
-        held = http.async_infer("gated", [one], request_id="i" * 300)
+        body = {"id": "i" * 300, "inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1]}]}
+        url = f"http://{serving.http}/v2/models/gated/infer"
+        held = aside.submit(httpx.post, url, json=body, timeout=WAIT_S)
         assert served_models.ENTERED.acquire(timeout=WAIT_S)
         code, details = refused(stub.ModelInfer, request("gated", ONE, id="i" * 200))
         assert (code, "limits.total_bytes" in details) == (grpc.StatusCode.RESOURCE_EXHAUSTED, True)
         served_models.GATE.set()
-        assert held.get_result(timeout=WAIT_S).as_numpy("y") is not None
+        assert held.result(WAIT_S).json()["outputs"]
         assert stub.ModelInfer(request("gated", ONE, id="i" * 200), timeout=WAIT_S).outputs
 
 
