@@ -569,6 +569,25 @@ def test_requests_that_come_at_once_are_answered_in_their_order(running: Running
     assert answer.index(b'"id":"first"') < answer.index(b'"extensions"')
 
 
+@pytest.mark.parametrize("large", [True, False])
+def test_a_request_may_begin_right_behind_much_that_was_there_before(running: Running, large: bool) -> None:
+    body = json.dumps({"inputs": [tensor([0], "INT8")], "parameters": {"note": "x" * 50_000}}).encode()
+    ahead = HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body if large else HIDDEN * 2000
+    client, go_on, stopped = running.connect(), threading.Event(), threading.Event()
+    running.loop.call_soon_threadsafe(lambda: (stopped.set(), go_on.wait(PATIENCE_S)))
+    assert stopped.wait(PATIENCE_S)
+    client.sendall(ahead + HIDDEN[:-2])  # all of it is there when the server looks
+    go_on.set()
+    client.settimeout(PATIENCE_S)
+    answer = b""
+    while b"HTTP/1.1 " not in answer:
+        answer += client.recv(65536)
+    client.sendall(b"Connection: close\r\n\r\n")
+    while piece := client.recv(1 << 20):
+        answer += piece
+    assert answer.count(b"HTTP/1.1 200 OK") == (2 if large else 2001)
+
+
 def test_a_client_that_asks_first_is_told_to_go_on_or_not(running: Running) -> None:
     body = json.dumps({"inputs": [tensor([0], "INT8")]}).encode()
     for size, said in ((len(body), b"HTTP/1.1 100 Continue"), (1 << 30, b"HTTP/1.1 413 ")):

@@ -156,6 +156,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._body_bytes = 0
         self._head_bytes = 0
         self._arrived = 0  # bytes at a time
+        self._read = 0  # of them; at least so many
         self._refusal = 400
         self._open: list[RequestResponseCycle] = []
 
@@ -184,7 +185,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Read on, unless headers, trailers or the framing of chunks have become too long."""
         self._raw_bytes += len(data)
-        self._arrived = len(data)
+        self._arrived, self._read = len(data), 0
         super().data_received(data)
         # Framing may be as long as the body that came in it: that is chunks of six bytes.
         if self._raw_bytes - self._body_bytes > self.limits.header_bytes + self._body_bytes and not self._closing:
@@ -194,11 +195,17 @@ class GuardedProtocol(HttpToolsProtocol):
         """Begin a request: it has to be there soon."""
         super().on_message_begin()
         self.scope["extensions"] = {"miriam": {"connection": self}}
-        self._raw_bytes, self._body_bytes, self._head_bytes = self._arrived, 0, 0
+        self._raw_bytes, self._body_bytes, self._head_bytes = self._arrived - self._read, 0, 0
         self._expect_within(self.limits.request_s)
+
+    def on_url(self, url: bytes) -> None:
+        """Take a piece of the address."""
+        self._read += len(url)
+        super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header."""
+        self._read += len(name) + len(value) + 3
         self._head_bytes += len(name) + len(value) + 4
         if self._head_bytes + len(self.url) > self.limits.header_bytes:
             self._refusal = 431
@@ -212,12 +219,14 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         """Take a piece of the body."""
+        self._read += len(body)
         self._body_bytes += len(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
         """End a request: how long the answer takes is not the client's doing."""
         self._raw_bytes = self._body_bytes = 0
+        self._read += len(b"GET  HTTP/1.1\r\n\r\n")  # what every request has beside its address, headers and body
         if self._receiving is not None:
             self._receiving.cancel()
             self._receiving = None
