@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from serving import SHAPES, Served, factories
+from serving import SHAPES, Served, factories, on_cpu
 
 import miriam
 from miriam.bench import Closed
@@ -86,7 +86,7 @@ def main() -> None:
     x = np.random.default_rng(0).standard_normal(SHAPES["small"], np.float32)
     ways = {name: Way() for name in ("function", "runtime", "grpc", "http")}
     rates: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as folder, Served(Path(folder)) as server:
+    with tempfile.TemporaryDirectory() as folder, Served(Path(folder), on_cpu()) as server:
         urls = {"grpc": server.grpc, "http": server.http}
         for _ in range(options.rounds):
             ways["function"].add(direct(small, x, options.seconds))

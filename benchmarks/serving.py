@@ -37,8 +37,22 @@ def factories() -> dict[str, object]:
     return {name: names[name] for name in SHAPES}
 
 
+def on_cpu(models: Sequence[str] = tuple(SHAPES)) -> str:
+    """A configuration with these models on the CPU device."""
+    lines = ["device: cpu", "ports: {http: 0, grpc: 0, metrics: 0}", "models:"]
+    lines += [f"  {name}: {{factory: 'models.py:{name}', example: [{list(SHAPES[name])}]}}" for name in models]
+    return "\n".join(lines) + "\n"
+
+
 class Served:
-    """``miriam serve`` with both models on the CPU device.
+    """``miriam serve``.
+
+    Parameters
+    ----------
+    folder
+        Where the configuration is written, and the file ``models.py`` with the models above.
+    config
+        The configuration.
 
     Attributes
     ----------
@@ -48,15 +62,13 @@ class Served:
         From the begin of its process until it said that it was ready and answered so.
     """
 
-    def __init__(self, folder: Path, models: Sequence[str] = tuple(SHAPES)) -> None:
+    def __init__(self, folder: Path, config: str) -> None:
         (folder / "models.py").write_text(MODELS)
-        lines = ["device: cpu", "ports: {http: 0, grpc: 0, metrics: 0}", "models:"]
-        lines += [f"  {name}: {{factory: 'models.py:{name}', example: [{list(SHAPES[name])}]}}" for name in models]
-        config = folder / "serve.yaml"
-        config.write_text("\n".join(lines) + "\n")
+        path = folder / "serve.yaml"
+        path.write_text(config)
         began = time.monotonic()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "miriam", "serve", str(config)], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-m", "miriam", "serve", str(path)], stdout=subprocess.PIPE, text=True
         )
         said = ""
         assert self._process.stdout is not None

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from serving import Served
+from serving import Served, on_cpu
 
 from miriam.bench.made import machine, versions
 
@@ -42,7 +42,7 @@ def helped() -> float:
 
 def ready() -> float:
     """Seconds from the begin of ``miriam serve`` until it is ready and says so over HTTP."""
-    with tempfile.TemporaryDirectory() as folder, Served(Path(folder)) as server:
+    with tempfile.TemporaryDirectory() as folder, Served(Path(folder), on_cpu()) as server:
         return server.ready_s
 
 
