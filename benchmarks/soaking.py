@@ -422,6 +422,8 @@ async def get(site: Site, path: str, method: str = "GET") -> tuple[int, bytes]:
             answer = await reader.read()
         finally:
             writer.close()
+    if not answer:
+        raise ConnectionResetError("closed without an answer")
     head_, _, body = answer.partition(b"\r\n\r\n")
     return int(head_.split(b" ", 2)[1]), body
 

@@ -260,6 +260,93 @@ def rewriting(record: dict[str, Any]) -> str:
     )
 
 
+def _on(record: dict[str, Any]) -> str:
+    """Where and when, in brackets."""
+    on, made = record["machine"], record.get("versions", {})
+    miriam = made.get("miriam") or on.get("miriam")
+    cores, cpu = on.get("cores") or on["cpus"], on.get("processor") or on["cpu"]
+    torch = f", torch {on['torch']}" if "torch" in on else ""
+    return (
+        f"({cores} cores, {cpu}, Python {on.get('python') or made['python']}{torch}, Miriam {miriam}, {record['date']})"
+    )
+
+
+def cpu_company(record: dict[str, Any]) -> str:
+    """A critical network beside a normal one on the CPU, in two ways."""
+    rows = [
+        "| way, and who asks | critical p50 | p99 | slowdown p50 | p99 | normal images/s | of alone |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row in record["rows"]:
+        found = row.get("latency_ms", {})
+        cells = [
+            *(f"{found[q]:.1f} ms" if q in found else "-" for q in ("p50", "p99")),
+            *(f"{row[k]:.2f}" if k in row else "-" for k in ("slowdown_p50", "slowdown_p99")),
+            f"{row['normal_per_s']:.1f}" if "normal_per_s" in row else "-",
+            f"{row['normal_share']:.0%}" if "normal_share" in row else "-",
+        ]
+        rows.append(f"| {row['what']} | {' | '.join(cells)} |")
+    return (
+        "\n".join(rows)
+        + f"\n\nMeasured {_on(record)}, {record['threads']} threads, waiting of OpenMP: {record['waiting']}, "
+        + f"{record['rounds']} rounds; load of the machine before: {record['load_before']}.\n"
+    )
+
+
+def serve_overhead(record: dict[str, Any]) -> str:
+    """What a server costs a request, and what it can answer."""
+    rows = ["| a small model, one request at a time | p50 | p99 |", "|---|--:|--:|"]
+    names = {"function": "called as a function", "runtime": "through `miriam.Runtime`",
+             "grpc": "through the server, gRPC", "http": "through the server, HTTP"}  # fmt: skip
+    rows += [
+        f"| {label} | {record['latency'][key]['p50_us']:,} us | {record['latency'][key]['p99_us']:,} us |"
+        for key, label in names.items()
+    ]
+    rows += ["", "| a tiny model, requests at a time | gRPC: requests/s | p50 | HTTP: requests/s | p50 |",
+             "|--:|--:|--:|--:|--:|"]  # fmt: skip
+    by = {(one["protocol"], one["at_once"]): one for one in record["throughput"]}
+    for depth in sorted({depth for _, depth in by}):
+        cells = [
+            cell
+            for way in ("grpc", "http")
+            for cell in (f"{by[way, depth]['per_s']:,}", f"{by[way, depth]['p50_us']:,} us")
+        ]
+        rows.append(f"| {depth} | {' | '.join(cells)} |")
+    return (
+        "\n".join(rows)
+        + f"\n\nMeasured with the clients on the same cores {_on(record)}; medians of {record['rounds']} rounds of "
+        + f"{record['seconds']:g} s; load of the machine before: {float(record['machine']['load_before']):.2f}.\n"
+    )
+
+
+def start_times(record: dict[str, Any]) -> str:
+    """How long it takes to be there."""
+    what = {"import": "`import miriam`", "help": "`miriam --help`", "ready": "`miriam serve`, until it is ready"}
+    rows = ["| without PyTorch | median | least | most |", "|---|--:|--:|--:|"]
+    rows += [
+        f"| {what[name]} | {t['median_s']:.3f} s | {t['least_s']:.3f} s | {t['most_s']:.3f} s |"
+        for name, t in record["times"].items()
+    ]
+    return "\n".join(rows) + f"\n\nMeasured {_on(record)}, {record['runs']} fresh processes each.\n"
+
+
+def serve_soak(record: dict[str, Any]) -> str:
+    """A server under load and faults."""
+    held, columns = {"rss_kib": "memory of the server, KiB"}, ("first", "last", "most", "tolerance")
+    rows = ["| after the first minute | first quarter | last quarter | most | may grow by |", "|---|--:|--:|--:|--:|"]
+    rows += [
+        f"| {held.get(name, name)} | {' | '.join(f'{one[key]:,.0f}' for key in columns)} |"
+        for name, one in record["held"].items()
+    ]
+    count = sum(record["faults"].values())
+    return (
+        f"{record['seconds']:,.0f} s, {record['requests']:,} requests, {count} faults of {len(record['faults'])} "
+        f"kinds: **{record['lost']} lost, {record['wrong']} wrong**.\n\n"
+        + "\n".join(rows)
+        + f"\n\nMeasured {_on(record)}.\n"
+    )
+
+
 def table(name: str) -> str:
     """The table of a record."""
     if name == "glance":
@@ -271,7 +358,8 @@ def table(name: str) -> str:
     makers = {
         "zoo": zoo, "solo-accuracy": solo, "elastic-kernels": elastic_kernels, "elastic-cost": elastic_cost,
         "interruptions": interruptions, "leaving": leaving, "rewriting": rewriting,
-        "model-check-h200": model_check,
+        "model-check-h200": model_check, "cpu-company": cpu_company, "serve-overhead": serve_overhead,
+        "start-times": start_times, "serve-soak": serve_soak,
     }  # fmt: skip
     return makers[name](record)
 
