@@ -117,8 +117,6 @@ def _chosen(
         sizes = [n for n in sizes if n == rows]
     elif longest_us <= _LONG_US:
         sizes = []
-    elif sizes:
-        sizes = [n for n in sizes if n * longest_us <= 2 * _LONG_US * batch] or sizes[-1:]
     if not sizes or any(not t.dim() or len(t) != batch for t in (*given, *expected)):
         return 0, body, ""
     given, others = [_other(x) for x in given], given
