@@ -13,6 +13,7 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
+from miriam.errors import CompileError
 from miriam.frontend.chain import timed
 
 __all__ = ["Body", "Values", "alone", "close", "outputs_of", "stepwise"]
@@ -153,10 +154,10 @@ class _Operators:
         return tuple(made)
 
     def _add(self, node: fx.Node, graph: fx.GraphModule, places: Mapping[fx.Node, str]) -> None:
+        if node.op == "call_method":
+            raise CompileError(f"a call of the method {node.target} is no operator")
         target = node.target if node.op == "call_function" else operator.attrgetter(str(node.target))(graph)
         called = self._constant(target)
-        if node.op == "call_method":
-            raise NotImplementedError(f"a call of the method {node.target}")
         given = [self._text(value, places) for value in node.args]
         given += [f"{key}={self._text(value, places)}" for key, value in node.kwargs.items()]
         self.labels.append(getattr(target, "__name__", str(node.target)).partition(".")[0])
