@@ -45,6 +45,10 @@ class Memory:
             )
         self.held += size
 
+    def give(self, size: int) -> None:
+        """Hold less."""
+        self.held -= size
+
     @contextmanager
     def lent(self) -> Iterator[Callable[[int], None]]:
         """Give a function that holds more; all of it is given back at the end of the block."""
@@ -57,7 +61,7 @@ class Memory:
         try:
             yield take
         finally:
-            self.held -= sum(sizes)
+            self.give(sum(sizes))
 
 
 async def read_body(
