@@ -43,10 +43,9 @@ def _refused(why: str) -> Callable[..., Awaitable[Any]]:
 class _Calls:
     """Every call of the service. A `ServiceError` that it raises becomes the status of the call."""
 
-    def __init__(self, service: Service, limits: Limits, memory: Memory) -> None:
+    def __init__(self, service: Service, limits: Limits) -> None:
         self._service = service
         self.limits = limits
-        self._memory = memory
         self._asides: dict[int, Aside] = {}
 
     async def close(self) -> None:
@@ -101,40 +100,41 @@ class _Calls:
 
     # Inference
 
-    async def ModelInfer(self, request: Asked, context: Any) -> Any:  # noqa: N802
+    async def ModelInfer(self, request: Asked, context: Call) -> Any:  # noqa: N802
         return await self._answer(request, context.time_remaining())
 
-    async def ModelStreamInfer(self, requests: AsyncIterator[Asked | ServiceError], context: Any) -> None:  # noqa: N802
+    async def ModelStreamInfer(self, requests: AsyncIterator[Asked | ServiceError], context: Call) -> None:  # noqa: N802
         """Answer each request of a stream, in their order; several are computed at a time."""
         answers: asyncio.Queue[asyncio.Task[Any] | None] = asyncio.Queue(_STREAMED)
         async with asyncio.TaskGroup() as tasks:
 
             async def read() -> None:
                 async for request in requests:
-                    await answers.put(tasks.create_task(self._streamed(request, context.time_remaining())))
+                    await answers.put(tasks.create_task(self._streamed(request, context)))
                 await answers.put(None)
 
             tasks.create_task(read())
             while (answer := await answers.get()) is not None:
                 await context.write(await answer)
 
-    async def _streamed(self, request: Asked | ServiceError, remaining_s: float | None) -> Any:
+    async def _streamed(self, request: Asked | ServiceError, context: Call) -> Any:
         """The answer to a request of a stream; an error is one, too, and ends only that request."""
         if isinstance(request, ServiceError):
             return messages.ModelStreamInferResponse(error_message=str(request))
         message = request.message
         try:
-            answer = await self._answer(request, remaining_s)
+            answer = await self._answer(request, context.time_remaining())
         except ServiceError as error:
             about = {"model_name": request.model, "id": message.id if message is not None else ""}
             return messages.ModelStreamInferResponse(error_message=str(error), infer_response=about)
+        finally:
+            context.release(len(request.data))
         if message is not None and message.parameters["triton_enable_empty_final_response"].bool_param:
             answer.parameters["triton_final_response"].bool_param = True
         return messages.ModelStreamInferResponse(infer_response=answer)
 
     async def _answer(self, request: Asked, remaining_s: float | None) -> Any:
-        with self._service.admitted(request.model), self._memory.lent() as take:
-            take(len(request.data))
+        with self._service.admitted(request.model):
             if request.message is not None:
                 call = parse(request.message, self.limits)
             else:
@@ -200,7 +200,7 @@ class GrpcServer:
         self._limits, self._address = limits, (host, port)
         self._tls = None if tls is None else _context(tls)
         memory = memory or Memory(limits.total_bytes)
-        self._calls = _Calls(service, limits, memory)
+        self._calls = _Calls(service, limits)
         self._rules = Rules(
             dict(_methods(self._calls)), authorize, memory, int(limits.body_bytes), limits.request_s, calls
         )

@@ -98,7 +98,7 @@ class Rules:
     authorize
         Is given a call's path and its ``authorization`` (or None), and raises a `ServiceError` if that is not enough.
     memory
-        What messages that are not whole, and those that nobody has read yet, hold.
+        What messages hold, from their first piece until they are answered.
     most_bytes
         Of a message.
     request_s
@@ -232,20 +232,23 @@ class Call(Stream):
         return self
 
     async def __anext__(self) -> Any:
-        """The next message."""
+        """The next message; what it holds is counted until it is released."""
         while not self._messages:
             if self.whole:
                 raise StopAsyncIteration
             self._news = self.connection.loop.create_future()
             await self._news
-        return self._next()
-
-    def _next(self) -> Any:
         data = self._messages.popleft()
-        self._give_back(_PREFIX + len(data))
         if not self.whole:
             self._ask()
-        return self._method.read(data)
+        message = self._method.read(data)
+        if isinstance(message, ServiceError):
+            self.release(len(data))
+        return message
+
+    def release(self, size: int) -> None:
+        """A message of so many bytes is needed no more."""
+        self._give_back(min(_PREFIX + size, self._held))
 
     def _tell(self) -> None:
         if self._news is not None and not self._news.done():
@@ -281,7 +284,7 @@ class Call(Stream):
                 return
             if not self._messages:
                 raise ServiceError(Status.INVALID, _ONE)
-            self._send(method.write(await method.call(self._next(), self)), _OK)
+            self._send(method.write(await method.call(method.read(self._messages.popleft()), self)), _OK)
         except ServiceError as error:
             self._refuse(error)
         except Exception:
