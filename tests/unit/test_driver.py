@@ -153,12 +153,17 @@ def test_a_partition_says_how_many_sms_it_really_has(cu: FakeDriver) -> None:
     assert "cuGreenCtxStreamCreate" in cu.names()
 
 
-def test_a_partition_is_closed_after_its_streams(cu: FakeDriver) -> None:
+def test_a_partition_takes_its_streams_with_it(cu: FakeDriver) -> None:
     partition = Gpu().partition(8)
-    stream = partition.stream()
-    with pytest.raises(MisuseError, match="is destroyed before its stream"):
-        partition.close()
-    stream.close()
+    streams = [partition.stream() for _ in range(3)]
+    streams[0].close()
+    partition.close()
+    names = cu.names()
+    assert names.count("cuStreamDestroy") == 3
+    assert names[-1] == "cuGreenCtxDestroy"
+    for stream in streams:
+        stream.close()
+    assert cu.names() == names
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=5))

@@ -13,7 +13,9 @@ Entries, with their parameters (``u64`` unless said); each is one block of ``THR
 ``miriam_gate_resident(inference, lane, choice)``
     Waits while there is something to run and the lane's limit forbids it, then begins a pass: an
     exclusive one under ``ALL``, a claimed one under any other limit above 0. ``choice`` is the handle
-    of the switch; 0: there are exclusive passes alone, and any limit but ``ALL`` makes it wait.
+    of the switch; 0: there are exclusive passes alone, and any limit but ``ALL`` makes it wait. After about
+    a second it stops waiting and begins an exclusive pass: whoever could let it go may wait for it, in
+    the driver, which loads code only when nothing runs.
 ``miriam_step(inference, lane, loop)``
     Behind a pass in ``lane``, whichever gate began it: writes down which launch is the next one. From then
     on no gate needs the lane's words, so other programs may have passes in the lane. Sets the handle
@@ -77,6 +79,7 @@ THREADS: Mapping[str, int] = MappingProxyType(
 """Threads of each entry's block."""
 
 _POLL_NS = 500  # how often a gate that waits looks at the limit
+_POLLS = 1_000_000  # after which it stops waiting
 
 
 def _entry(name: str, parameters: str, body: str) -> str:
@@ -121,9 +124,12 @@ $latch:
 	setp.ge.u32 %p, %next, %launches;
 	@%p bra $open;
 	mov.u32 %first, %next;
+	mov.u32 %n, {_POLLS};
 $wait:
 	setp.eq.u32 %p, %limit, {ALL};
+	setp.eq.or.u32 %p, %n, 0, %p;
 	@%p bra $open;
+	sub.u32 %n, %n, 1;
 	setp.eq.u64 %p, %choice, 0;
 	setp.eq.or.u32 %p, %limit, 0, %p;
 	@!%p bra $narrow;

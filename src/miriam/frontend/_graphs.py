@@ -127,11 +127,19 @@ def captured_graph(
         if not all(getattr(x, "is_cuda", False) for x in outputs):
             raise CompileError("the model gives something that is not a tensor on the GPU; give such tensors alone")
         del outputs
-        cuda.synchronize()
+        side.synchronize()
         graph = cuda.CUDAGraph(keep_graph=True)
-        on = cuda.ExternalStream(int(stream.handle))
-        with cuda.graph(graph, stream=on, capture_error_mode="thread_local"):  # other threads may be serving
-            result = call(*inputs)
+        here, on = cuda.current_stream(), cuda.ExternalStream(int(stream.handle))
+        try:
+            with cuda.graph(graph, stream=on, capture_error_mode="thread_local"):  # other threads may be serving
+                result = call(*inputs)
+        except BaseException:
+            # A capture that fails leaves the other stream as the current one, though it is about to be destroyed, and
+            # a generator of random numbers that takes itself to be captured.
+            cuda.set_stream(here)
+            generator = cuda.default_generators[cuda.current_device()]
+            generator.graphsafe_set_state(generator.clone_state())
+            raise
     return graph, flat(result)[0]
 
 

@@ -48,7 +48,7 @@ def on_gpu(model: Any, example: Any, device: ServingCuda, name: str, progress: P
         model = _in_turn(model, name)
     if example is None:
         raise CompileError(f"{name} needs an example of its inputs: shapes and dtypes follow from it")
-    with _ONE, torch.cuda.device(device.ordinal), torch.no_grad():
+    with _ONE, device.loads(), torch.cuda.device(device.ordinal), torch.no_grad():
         gpu = torch.empty(0, device=_KIND).device
         why = "it is no module"
         module = isinstance(model, torch.nn.Module)

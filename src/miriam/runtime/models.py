@@ -192,7 +192,7 @@ def _tensor(output: Any, spec: Spec) -> Any:
         return output
     output = np.asarray(output)
     torch: Any = sys.modules["torch"]
-    if output.dtype.isbuiltin and output.dtype.name == spec.dtype:
+    if output.dtype.isbuiltin == 1 and output.dtype.name == spec.dtype:
         return torch.from_numpy(output)
     return torch.from_numpy(output.view(f"int{8 * output.itemsize}")).view(getattr(torch, spec.dtype))
 

@@ -123,6 +123,7 @@ class CudaDevice:
         self._count = itertools.count()
         self._left: dict[Request, int] = {}
         self._flying = 0
+        self._looked_us = 0.0
         self._told: deque[Event] = deque()
         self._clock: Clock | HostClock = clock or Clock()
         self._busy_us = self._busy_since_us = 0.0
@@ -158,7 +159,7 @@ class CudaDevice:
         self._place.activate()
         self._dispatcher = Dispatcher(
             self._place, self._lanes, self._limits, self._codes.control, self._staged, self._work,
-            self._standing_still, self._say,
+            self._standing_still, self.loading, self._say,
         )  # fmt: skip
         self._made.callback(self._works.close)  # sooner than lanes
 
@@ -347,8 +348,10 @@ class CudaDevice:
 
     def _look(self, now_us: float) -> None:
         """Raise an error if a lane that may run has not given a sign of life for long."""
+        away = now_us - self._looked_us > _HUNG_US / 2  # nobody asked for events: who knows what would have ended
+        self._looked_us = now_us
         for lane in self._lanes:
-            if not (lane.begun and lane.limit) or lane.heard != lane.seen:
+            if away or not (lane.begun and lane.limit) or lane.heard != lane.seen:
                 lane.seen, lane.seen_us = lane.heard, now_us
             elif now_us - lane.seen_us > _HUNG_US:
                 run = lane.flying[0]
@@ -415,9 +418,15 @@ class CudaDevice:
         """The task in the place of a lane."""
         work = self._works.find(task, lane.place)
         if work is None:
-            with self._standing_still():
+            with self.loading():
                 work = self._works.make(task, lane.place)
         return work
+
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """A block of the thread of the events in which the driver may wait for all kernels to end."""
+        with self._standing_still(), self._limits.load():
+            yield
 
     @contextmanager
     def _standing_still(self) -> Iterator[None]:

@@ -35,6 +35,8 @@ class Dispatcher:
         Gives a task in the place of a lane.
     aside
         A block for what takes long, once.
+    loading
+        The same, for what the driver may wait for all kernels in.
     say
         Told what a reader of the results has to know.
     """
@@ -42,7 +44,8 @@ class Dispatcher:
     def __init__(
         self, place: Place, lanes: Sequence[CudaLane], limits: Limits, control: Control,
         staged: Mapping[Request, Staged], work: Callable[[Task, CudaLane], Work],
-        aside: Callable[[], AbstractContextManager[None]], say: Callable[[str], None],
+        aside: Callable[[], AbstractContextManager[None]], loading: Callable[[], AbstractContextManager[None]],
+        say: Callable[[str], None],
     ) -> None:  # fmt: skip
         self._place = place
         self._lanes = lanes
@@ -52,6 +55,7 @@ class Dispatcher:
         self._telling: dict[CudaLane, Prepared] = {}
         self._work = work
         self._aside = aside
+        self._loading = loading
         self._say = say
 
     def begin(self, lane: CudaLane) -> None:
@@ -69,19 +73,19 @@ class Dispatcher:
                 with self._there(lane):
                     staged.feed(work.instance, lane.stream)
             if run.blocks is not None:
-                with self._aside():
+                with self._once(work, "shard", run.first, run.threads):
                     work.shard(lane, run.first, run.blocks, run.threads)
                 self._hold(run)
                 continue
             narrow = None
             if elastic:
-                with self._aside():
+                with self._once(work, "resizable"):
                     narrow = work.resizable and (in_passes or lane.narrow)
                 if not narrow:
                     lane.blunt.add(run)
                     self._limits.rest(lane)
             if in_passes:
-                with self._aside():
+                with self._once(work, lane, "pass", False):
                     work.single(lane, narrow=False)
                 self._hold(run)
                 lane.passing = work
@@ -101,6 +105,13 @@ class Dispatcher:
                 self._telling[lane] = self._control.notifying(lane.stream, lane.counter, lane.words)
             self._telling[lane].enqueue(lane.stream)
         lane.fetching.add(run)
+
+    @contextmanager
+    def _once(self, work: Work, *what: object) -> Iterator[None]:
+        """A block that makes something of a task when it is first entered for that."""
+        with self._aside() if what in work.made else self._loading():
+            yield
+        work.made.add(what)
 
     @contextmanager
     def _there(self, lane: CudaLane) -> Iterator[None]:
@@ -136,21 +147,25 @@ class Dispatcher:
         """Enqueue launches as they are, or (``narrow`` is not None) an inference that looks after itself."""
         # Hold at once: the host takes longer for a graph, and workers need a while to leave. Besides, the graph may
         # wait for a run in front of it, whose end would let go. But not if that waits for a run which might be held.
-        hold = any(other.after for other in lane.flying)
-        key = (work, run.first, run.last, narrow, hold, *run.limits)
-        plan = lane.plans.get(key)
-        if plan is None:
-            with self._aside():
+        follows = any(other.after for other in lane.flying)
+        while True:
+            with self._limits.lock:
+                hold = follows or self._limits.loading
+                key = (work, run.first, run.last, narrow, hold, *run.limits)
+                plan = lane.plans.get(key)
+                if plan is not None:
+                    self._limits.book(run.limits)
+                    if not hold:
+                        self._limits.hold(plan.holds)
+                    plan.graph.launch(lane.stream)
+                    return
+            with self._loading():
                 holds = self._limits.of(run.limits)
                 if narrow is None:
                     graph = work.original(lane, run.launches, holds, hold=hold)
                 else:
                     graph = work.resident(lane, holds, hold=hold, narrow=narrow)
-                plan = lane.plans[key] = Plan(graph, holds)
-        self._limits.book(run.limits)
-        if not hold:
-            self._limits.hold(plan.holds)
-        plan.graph.launch(lane.stream)
+                lane.plans[key] = Plan(graph, holds)
 
     def _hold(self, run: Run) -> None:
         """Hold the lanes that a run limits, until :meth:`_hear` lets them go; for runs whose graphs do not."""
@@ -168,7 +183,7 @@ class Dispatcher:
         narrow = limit != ALL
         if narrow and not work.resizable:
             return
-        with self._aside():
+        with self._once(work, lane, "pass", narrow):
             graph = work.single(lane, narrow=narrow)
         graph.launch(lane.stream)
         lane.in_pass = True
@@ -183,7 +198,7 @@ class Dispatcher:
             )
         if lane.place.conditional:
             return True
-        with self._aside():
+        with self._once(work, "opaque"):
             opaque = work.opaque
         for name, why in opaque.items():
             self._say(f"{program.name} runs whole in a partition: {name} is not elastic ({why})")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from miriam.device.cuda.control import Control
 from miriam.device.cuda.driver import Gpu, Prepared, Stream
@@ -27,6 +29,11 @@ class Limits:
         Of the device, not of a lane.
     lanes
         All lanes, by their numbers.
+
+    Attributes
+    ----------
+    lock
+        Held while nobody may begin to load.
     """
 
     def __init__(self, gpu: Gpu, control: Control, stream: Stream, lanes: Sequence[CudaLane]) -> None:
@@ -37,6 +44,33 @@ class Limits:
         self._tables: dict[tuple[int, ...], int] = {}
         self._holding: dict[tuple[int, int], Prepared] = {}
         self._memory: list[int] = []
+        self.lock = threading.RLock()
+        self._loaders = 0
+
+    @property
+    def loading(self) -> bool:
+        """Whether somebody loads; asked under the lock."""
+        return self._loaders > 0
+
+    @contextmanager
+    def load(self) -> Iterator[None]:
+        """A block, in any thread, in which the driver may wait for all kernels to end.
+
+        It does so when it loads code and when it gives memory back, and lets nobody else enqueue anything meanwhile.
+        So no kernel may wait for the host: while nobody holds a lane it has no limit, and whoever takes hold of one
+        has to let it go by the same call of the driver.
+        """
+        self._load(1)
+        try:
+            yield
+        finally:
+            self._load(-1)
+
+    def _load(self, count: int) -> None:
+        with self.lock, self._gpu.visited():
+            self._loaders += count
+            for lane in self._lanes:
+                self.rest(lane)
 
     def of(self, numbers: Mapping[int, int | None]) -> Holds:
         """The lanes that a run with such limits holds, for its graph."""
@@ -75,9 +109,11 @@ class Limits:
 
     def rest(self, lane: CudaLane) -> None:
         """Let what a lane has while nobody holds it take effect."""
-        if lane.idle_told != lane.idle_now:
-            lane.idle_told = lane.idle_now
-            self._write(lane, IDLE_AT, lane.idle_told)
+        with self.lock:
+            idle = ALL if self._loaders else lane.idle_now
+            if lane.idle_told != idle:
+                lane.idle_told = idle
+                self._write(lane, IDLE_AT, idle)
 
     def lift(self, lane: CudaLane) -> None:
         """No limit any more, whoever holds the lane."""

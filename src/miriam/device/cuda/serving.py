@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from miriam.device.base import Lane
@@ -71,6 +72,18 @@ class ServingCuda(CudaDevice):
         with self._codes.gpu.visited():
             return self._place.stream()
 
+    @contextmanager
+    def loads(self) -> Iterator[None]:
+        """A block of any thread that loads code or gives memory back, itself or in a library.
+
+        The driver waits for all kernels then, and in that time lanes that nobody holds have no limit.
+        """
+        if not self._lanes:
+            yield
+            return
+        with self._limits.load():
+            yield
+
     def prepare(self, task: Task, bound: Bound | None = None) -> None:
         """Load what a task needs. From any thread.
 
@@ -85,13 +98,14 @@ class ServingCuda(CudaDevice):
         DeviceError
             There is no room, the driver refuses the code, or another task has the name or the live program.
         """
-        self._works.prepare(task, self._place, bound)
-        if bound is not None:  # measured later it would disturb requests in its memory
-            try:
-                self.launch_us(task.program)
-            except BaseException:
-                self._works.forget(task)
-                raise
+        with self.loads():
+            self._works.prepare(task, self._place, bound)
+            if bound is not None:  # measured later it would disturb requests in its memory
+                try:
+                    self.launch_us(task.program)
+                except BaseException:
+                    self._works.forget(task)
+                    raise
 
     def forget(self, task: Task) -> None:
         """Give back what a task has. From any thread.
@@ -103,7 +117,8 @@ class ServingCuda(CudaDevice):
         """
         if any(run.request.task.name == task.name for lane in self._lanes for run in tuple(lane.flying)):
             raise DeviceError(f"{task.name} still runs: let its requests end before it goes")
-        gone = self._works.forget(task)
+        with self.loads():
+            gone = self._works.forget(task)
         self._times.pop(id(task.program), None)
         for lane in self._lanes:
             for key in [key for key in tuple(lane.plans) if key[0] in gone]:

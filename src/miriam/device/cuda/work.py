@@ -132,6 +132,8 @@ class Work:
     ----------
     blocks
         Logical blocks of all launches before each one, and of all.
+    made
+        What has been made for it; kept by those who do that when it is first needed.
 
     Parameters
     ----------
@@ -151,6 +153,7 @@ class Work:
     ) -> None:  # fmt: skip
         self.program = program
         self.blocks = tuple(itertools.accumulate((step.blocks for step in program.launches), initial=0))
+        self.made: set[tuple[object, ...]] = set()
         self._codes = codes
         self._place = place
         self._each = tuple(each)

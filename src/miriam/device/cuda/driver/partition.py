@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import gcd
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from miriam.device.cuda.driver.calls import check, constant
 from miriam.device.cuda.driver.stream import Stream
@@ -29,6 +30,7 @@ class Partition:
         description = check("cuDevResourceGenerateDesc", list(groups), len(groups))
         flags = constant("CUgreenCtxCreate_flags", "CU_GREEN_CTX_DEFAULT_STREAM")
         self._gpu = gpu
+        self._streams: WeakSet[Stream] = WeakSet()
         self._green: Any = check("cuGreenCtxCreate", description, gpu.device, flags)
         try:
             self._context = check("cuCtxFromGreenCtx", self._green)
@@ -44,12 +46,16 @@ class Partition:
     def stream(self, priority: int = 0) -> Stream:
         """A stream whose work stays on these SMs."""
         flags = constant("CUstream_flags", "CU_STREAM_NON_BLOCKING")
-        return Stream(check("cuGreenCtxStreamCreate", self._green, flags, priority), partition=self)
+        stream = Stream(check("cuGreenCtxStreamCreate", self._green, flags, priority), partition=self)
+        self._streams.add(stream)
+        return stream
 
     def close(self) -> None:
-        """Destroy the green context; its streams must be closed before."""
+        """Destroy the green context, and the streams of it that are still there; nothing may be in flight."""
         if self._green is not None:
             self._gpu.activate()
+            for stream in list(self._streams):
+                stream.close()
             green, self._green = self._green, None
             check("cuGreenCtxDestroy", green)
 
