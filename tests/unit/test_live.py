@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from cloning_driver import Cloning
 from cuda_serving_support import served
+from fake_driver import CUresult
 from support import PTX
 
 import miriam.frontend
@@ -56,11 +57,12 @@ class FakeTorch:
         self.nn = SimpleNamespace(Module=FakeModule)
         self.utils = SimpleNamespace(_pytree=SimpleNamespace(tree_flatten=lambda result: (list(result), None)))
         self.segments: list[dict[str, Any]] = []
-        self.current: Stream | None = None
-        self.cuda = SimpleNamespace(
-            is_available=lambda: True, init=lambda: None, synchronize=lambda: None, current_device=lambda: 0,
-            get_device_capability=lambda: (9, 0), get_device_name=lambda: "NVIDIA H200", current_stream=lambda: None,
-            Stream=lambda: SimpleNamespace(wait_stream=lambda other: None, handle=None), stream=self.on,
+        self.current: Any = SimpleNamespace(handle=0)
+        self.default_generators = [FakeGenerator()]
+        self.cuda = SimpleNamespace(  # no synchronize(): others may be serving on this GPU
+            is_available=lambda: True, init=lambda: None, current_device=lambda: 0, set_stream=self.set_stream,
+            get_device_capability=lambda: (9, 0), get_device_name=lambda: "NVIDIA H200", Stream=FakeSide,
+            current_stream=lambda: self.current, stream=self.on, default_generators=self.default_generators,
             ExternalStream=lambda handle: Stream(cu.handles[handle]), CUDAGraph=FakeGraph, graph=self.capture,
             memory_snapshot=lambda: self.segments,
         )  # fmt: skip
@@ -74,20 +76,59 @@ class FakeTorch:
     @contextmanager
     def on(self, stream: Any) -> Iterator[None]:
         self.current, before = stream, self.current
-        yield
-        self.current = before
+        try:
+            yield
+        finally:
+            self.current = before
+
+    def set_stream(self, stream: Any) -> None:
+        self.current = stream
 
     @contextmanager
     def capture(self, graph: Any, stream: Stream, capture_error_mode: str) -> Iterator[None]:
+        """As torch does: nothing is put right if the capture cannot be ended."""
         assert capture_error_mode == "thread_local"  # or what other threads do would end it
-        with self.on(stream), stream.capture() as made:
-            yield
-        graph.made = made.graph
+        self.current, before, ended = stream, self.current, True
+        self.default_generators[0].capturing = True
+        try:
+            with stream.capture() as made:
+                yield
+            graph.made = made.graph
+        except DeviceError:
+            ended = False
+            raise
+        finally:
+            if ended:
+                self.current, self.default_generators[0].capturing = before, False
 
     def close(self) -> None:
         for segment in self.segments:
             self.gpu.free(segment["address"])
         self.gpu.close()
+
+
+class FakeSide:
+    """A stream of torch, for warming up."""
+
+    handle = None
+
+    def wait_stream(self, other: Any) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        pass
+
+
+class FakeGenerator:
+    """A generator of random numbers, which refuses to draw if it takes itself to be captured."""
+
+    capturing = False
+
+    def clone_state(self) -> FakeGenerator:
+        return FakeGenerator()
+
+    def graphsafe_set_state(self, state: FakeGenerator) -> None:
+        self.capturing = state.capturing
 
 
 class FakeGraph:
@@ -272,6 +313,27 @@ def test_a_module_that_cannot_be_captured_is_named_and_leaves_nothing(torch: Fak
         Live(broken, [FakeTensor(torch.memory(64), 4, 8)], name="net")
     with pytest.raises(CompileError, match="gives something that is not a tensor on the GPU"):
         Live(lambda x: [3], [FakeTensor(torch.memory(64), 4, 8)], name="net")
+
+
+@pytest.mark.parametrize("ends", [True, False], ids=["it ends", "it cannot be ended"])
+def test_a_capture_that_fails_leaves_torch_as_it_was(torch: FakeTorch, ends: bool) -> None:
+    def refused(x: FakeTensor) -> tuple[FakeTensor, ...]:
+        if isinstance(torch.current, Stream):
+            raise ValueError("not in a capture")
+        return (x,)
+
+    here, x = torch.current, FakeTensor(torch.memory(64), 4, 8)
+    if not ends:
+        torch.cu.fail["cuStreamEndCapture"] = CUresult.CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED
+    with pytest.raises(CompileError, match="net cannot be captured: "):
+        Live(refused if ends else lambda x: (x,), [x], name="net")
+    torch.cu.fail.clear()
+    assert torch.current is here
+    assert not torch.default_generators[0].capturing
+    live, module = made(torch, x)  # and another one can be
+    assert torch.current is here
+    for thing in (live, module.code):
+        thing.close()
 
 
 def test_what_cannot_be_live_is_refused(torch: FakeTorch) -> None:

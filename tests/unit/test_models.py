@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import importlib.util
 import threading
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -119,6 +120,22 @@ def test_outputs_are_of_the_kind_of_the_inputs(dtype: str) -> None:
     else:
         with pytest.raises(ModelError, match="need ml_dtypes"):
             adopted.wrap([array], [X])
+
+
+@with_torch
+@pytest.mark.parametrize("values", [[[-2.0, 0.5, 300.0]], 1.5], ids=["matrix", "number"])
+def test_outputs_of_bfloat16_are_tensors_or_arrays_of_it(values: Any) -> None:
+    """NumPy counts the types of ml_dtypes as its own, torch does not know them."""
+    import torch
+
+    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+    array = np.asarray(values, bfloat16)
+    adopted = Adopted(affine("net"), (), (Spec("y", "bfloat16", array.shape),))
+    back = adopted.wrap([array], [torch.ones(1)])
+    assert (back.dtype, tuple(back.shape)) == (torch.bfloat16, array.shape)
+    assert back.tolist() == values
+    assert adopted.wrap([array], [X]) is array
+    assert adopted.wrap([back], [X]).dtype == bfloat16
 
 
 @pytest.mark.parametrize(
@@ -266,9 +283,21 @@ class Compilers:
         monkeypatch.setattr(live, "Live", self.live)
         monkeypatch.setattr(cache, "kept", self.kept.get)
         monkeypatch.setattr(cache, "keep", self.kept.__setitem__)
-        self.device: Any = SimpleNamespace(name="cuda:0", ordinal=0, stream=lambda: "a stream", stage=None)
+        self.loading = False
+        self.device: Any = SimpleNamespace(
+            name="cuda:0", ordinal=0, stream=lambda: "a stream", stage=None, loads=self.loads
+        )
+
+    @contextmanager
+    def loads(self) -> Iterator[None]:
+        self.loading = True
+        try:
+            yield
+        finally:
+            self.loading = False
 
     def capture(self, module: Any, inputs: Any, *, name: str, progress: Any) -> Any:
+        assert self.loading
         if self.refuses:
             raise CompileError(self.refuses)
         self.compiled.append(module)
@@ -279,6 +308,7 @@ class Compilers:
         return SimpleNamespace(program=program, close=lambda: None)
 
     def live(self, call: Any, inputs: Any, *, name: str, stream: Any) -> Any:
+        assert self.loading
         made = SimpleNamespace(program=affine(name), stream=stream, outputs=call(*inputs), closed=False)
         made.close = lambda: setattr(made, "closed", True)
         self.lives.append(made)

@@ -142,7 +142,7 @@ class CudaDevice:
         self._place.activate()
         self._host = gpu.host_memory(WORDS * len(lanes))
         self._made.callback(self._host.close)
-        self._limits = Limits(gpu, self._codes.control, self._place.stream(len(lanes)), self._lanes)
+        self._limits = Limits(self._place, self._codes.control, self._place.stream(len(lanes)), self._lanes)
         self._made.callback(self._limits.close)
         wanted = [lane.sms for lane in lanes if lane.sms is not None]
         parts = [Place(gpu, partition) for partition in gpu.partitions(wanted)] if wanted else []

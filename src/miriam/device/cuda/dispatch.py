@@ -150,7 +150,7 @@ class Dispatcher:
         follows = any(other.after for other in lane.flying)
         while True:
             with self._limits.lock:
-                hold = follows or self._limits.loading
+                hold = bool(run.limits) and (follows or self._limits.loading)
                 key = (work, run.first, run.last, narrow, hold, *run.limits)
                 plan = lane.plans.get(key)
                 if plan is not None:

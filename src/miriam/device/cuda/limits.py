@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from miriam.device.cuda.control import Control
-from miriam.device.cuda.driver import Gpu, Prepared, Stream
+from miriam.device.cuda.driver import Prepared, Stream
 from miriam.device.cuda.lane import CudaLane
+from miriam.device.cuda.place import Place
 from miriam.device.cuda.work import Holds
 from miriam.elastic.state import ALL, IDLE_AT, PADDED_AT
 
@@ -25,7 +26,7 @@ class Limits:
 
     Parameters
     ----------
-    stream
+    place, stream
         Of the device, not of a lane.
     lanes
         All lanes, by their numbers.
@@ -36,8 +37,9 @@ class Limits:
         Held while nobody may begin to load.
     """
 
-    def __init__(self, gpu: Gpu, control: Control, stream: Stream, lanes: Sequence[CudaLane]) -> None:
-        self._gpu = gpu
+    def __init__(self, place: Place, control: Control, stream: Stream, lanes: Sequence[CudaLane]) -> None:
+        self._place = place
+        self._gpu = place.gpu
         self._control = control
         self._stream = stream
         self._lanes = lanes
@@ -60,17 +62,21 @@ class Limits:
         So no kernel may wait for the host: while nobody holds a lane it has no limit, and whoever takes hold of one
         has to let it go by the same call of the driver.
         """
-        self._load(1)
         try:
+            self._load(1)
             yield
         finally:
             self._load(-1)
 
     def _load(self, count: int) -> None:
-        with self.lock, self._gpu.visited():
+        with self.lock:
             self._loaders += count
-            for lane in self._lanes:
-                self.rest(lane)
+            changed = [lane for lane in self._lanes if lane.idle_told != self._idle(lane)]
+            if changed:
+                with self._gpu.visited():
+                    self._place.activate()
+                    for lane in changed:
+                        self.rest(lane)
 
     def of(self, numbers: Mapping[int, int | None]) -> Holds:
         """The lanes that a run with such limits holds, for its graph."""
@@ -110,10 +116,13 @@ class Limits:
     def rest(self, lane: CudaLane) -> None:
         """Let what a lane has while nobody holds it take effect."""
         with self.lock:
-            idle = ALL if self._loaders else lane.idle_now
+            idle = self._idle(lane)
             if lane.idle_told != idle:
-                lane.idle_told = idle
                 self._write(lane, IDLE_AT, idle)
+                lane.idle_told = idle
+
+    def _idle(self, lane: CudaLane) -> int:
+        return ALL if self._loaders else lane.idle_now
 
     def lift(self, lane: CudaLane) -> None:
         """No limit any more, whoever holds the lane."""
