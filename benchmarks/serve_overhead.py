@@ -3,26 +3,33 @@
     python benchmarks/serve_overhead.py [--seconds 4] [--rounds 5] [--out benchmarks/records]
 
 Latency: ``small`` (a little NumPy), one request after another: called as a function, through ``miriam.Runtime`` in
-this process, and through the server over gRPC and HTTP. These take turns in every round. Throughput: ``tiny`` (one
-addition), several requests at a time. Server and clients are processes of their own on this machine.
+this process, and through the server over gRPC and HTTP; and over gRPC from a process that answers without a model,
+which is what the client and the protocol take. These take turns in every round. Throughput: ``tiny`` (one addition),
+several requests at a time. Server and clients are processes of their own on this machine.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import gc
 import json
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import uvloop
 from serving import SHAPES, Served, factories, on_cpu
 
 import miriam
@@ -30,6 +37,10 @@ from miriam.bench import Closed
 from miriam.bench.made import machine, versions
 from miriam.bench.metrics import TaskMetrics, latency
 from miriam.load import Caller, Plan, Server, run
+from miriam.serve.http2 import Connection
+from miriam.serve.limits import Memory
+from miriam.serve.listening import listen
+from miriam.serve.rpc import Call, Method, Rules
 
 AT_ONCE = (1, 4, 16, 64)  # requests outstanding, for throughput
 WARM_UP_S = 0.5
@@ -74,25 +85,78 @@ def served(url: str, model: str, depth: int, seconds: float) -> tuple[TaskMetric
     return task, results.points[0].report[f"{model}_client_us"], results.notes
 
 
+async def answer() -> None:
+    """Serve what looks like the small model, without a model: say the port, and answer until the process ends."""
+    from tritonclient.grpc import service_pb2 as messages
+
+    tensor = messages.ModelMetadataResponse.TensorMetadata(name="input0", datatype="FP32", shape=SHAPES["small"])
+    answers = {
+        "ModelMetadata": messages.ModelMetadataResponse(name="small", inputs=[tensor]),
+        "ModelConfig": messages.ModelConfigResponse(),
+        "ModelInfer": messages.ModelInferResponse(
+            model_name="small",
+            outputs=[messages.ModelInferResponse.InferOutputTensor(name="output0", datatype="FP32", shape=[256])],
+            raw_output_contents=[bytes(1024)],
+        ),
+    }
+
+    def method(given: bytes) -> Method:
+        async def call(request: bytes, call: Call) -> bytes:
+            return given
+
+        return Method(call, bytes, bytes)
+
+    methods = {
+        f"/inference.GRPCInferenceService/{name}": method(one.SerializeToString()) for name, one in answers.items()
+    }
+    rules = Rules(methods, lambda path, authorization: None, Memory(1 << 30), 1 << 20, 30.0, 100)
+    protocol = partial(
+        Connection, partial(Call, rules=rules), lambda connection: True, lambda connection: None,
+        request_s=30.0, idle_s=30.0, header_bytes=1 << 15,
+    )  # fmt: skip
+    _, port = await listen(protocol, "127.0.0.1", 0, "grpc")
+    print(port, flush=True)
+    await asyncio.Event().wait()
+
+
+@contextmanager
+def answering() -> Iterator[str]:
+    """The URL of `answer` in a process of its own."""
+    process = subprocess.Popen([sys.executable, __file__, "--answer"], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        yield f"grpc://127.0.0.1:{process.stdout.readline().strip()}"
+    finally:
+        process.kill()
+        process.wait()
+
+
 def main() -> None:
     """Measure, print, write the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "records")
+    parser.add_argument("--answer", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.answer:
+        uvloop.run(answer())
     load_before = os.getloadavg()[0]
     small = factories()["small"]()  # type: ignore[operator]
     x = np.random.default_rng(0).standard_normal(SHAPES["small"], np.float32)
-    ways = {name: Way() for name in ("function", "runtime", "grpc", "http")}
+    ways = {name: Way() for name in ("function", "runtime", "answer", "grpc", "http")}
     rates: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as folder, Served(Path(folder), on_cpu()) as server:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Served(Path(folder), on_cpu()) as server,
+        answering() as empty,
+    ):
         urls = {"grpc": server.grpc, "http": server.http}
         for _ in range(options.rounds):
             ways["function"].add(direct(small, x, options.seconds))
             with miriam.Runtime("cpu") as runtime:
                 ways["runtime"].add(direct(runtime.load(small, x, name="small"), x, options.seconds))
-            for name, url in urls.items():
+            for name, url in (urls | {"answer": empty}).items():
                 ways[name].add(served(url, "small", 1, options.seconds)[0].response)
         for depth in AT_ONCE:
             for name, url in urls.items():

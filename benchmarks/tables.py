@@ -297,7 +297,8 @@ def serve_overhead(record: dict[str, Any]) -> str:
     """What a server costs a request, and what it can answer."""
     rows = ["| a small model, one request at a time | p50 | p99 |", "|---|--:|--:|"]
     names = {"function": "called as a function", "runtime": "through `miriam.Runtime`",
-             "grpc": "through the server, gRPC", "http": "through the server, HTTP"}  # fmt: skip
+             "grpc": "through the server, gRPC", "http": "through the server, HTTP",
+             "answer": "gRPC alone: answered without a model"}  # fmt: skip
     rows += [
         f"| {label} | {record['latency'][key]['p50_us']:,} us | {record['latency'][key]['p99_us']:,} us |"
         for key, label in names.items()
