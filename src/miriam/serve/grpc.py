@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -21,7 +21,7 @@ from miriam.serve.errors import ServiceError, Status
 from miriam.serve.http2 import Connection
 from miriam.serve.limits import Memory
 from miriam.serve.listening import listen
-from miriam.serve.messages import Asked, asked, parse, parse_bytes, response
+from miriam.serve.messages import Asked, asked, in_stream, parse_bytes, read, response
 from miriam.serve.rpc import Call, Method, Rules
 from miriam.serve.service import InferCall, Service
 
@@ -100,12 +100,12 @@ class _Calls:
 
     # Inference
 
-    async def ModelInfer(self, request: Asked, context: Call) -> Any:  # noqa: N802
-        return await self._answer(request, context.time_remaining())
+    async def ModelInfer(self, request: Asked, context: Call) -> bytes:  # noqa: N802
+        return (await self._answer(request, context))[0]
 
     async def ModelStreamInfer(self, requests: AsyncIterator[Asked | ServiceError], context: Call) -> None:  # noqa: N802
         """Answer each request of a stream, in their order; several are computed at a time."""
-        answers: asyncio.Queue[asyncio.Task[Any] | None] = asyncio.Queue(_STREAMED)
+        answers: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue(_STREAMED)
         async with asyncio.TaskGroup() as tasks:
 
             async def read() -> None:
@@ -117,31 +117,27 @@ class _Calls:
             while (answer := await answers.get()) is not None:
                 await context.write(await answer)
 
-    async def _streamed(self, request: Asked | ServiceError, context: Call) -> Any:
+    async def _streamed(self, request: Asked | ServiceError, context: Call) -> bytes:
         """The answer to a request of a stream; an error is one, too, and ends only that request."""
         if isinstance(request, ServiceError):
-            return messages.ModelStreamInferResponse(error_message=str(request))
-        message = request.message
+            return _failed(request)
         try:
-            answer = await self._answer(request, context.time_remaining())
+            answer, call = await self._answer(request, context)
         except ServiceError as error:
-            about = {"model_name": request.model, "id": message.id if message is not None else ""}
-            return messages.ModelStreamInferResponse(error_message=str(error), infer_response=about)
+            return _failed(error, {"model_name": request.model, "id": request.id})
         finally:
             context.release(len(request.data))
-        if message is not None and message.parameters["triton_enable_empty_final_response"].bool_param:
-            answer.parameters["triton_final_response"].bool_param = True
-        return messages.ModelStreamInferResponse(infer_response=answer)
+        return in_stream(answer, call.parameters.get("triton_enable_empty_final_response") is True)
 
-    async def _answer(self, request: Asked, remaining_s: float | None) -> Any:
+    async def _answer(self, request: Asked, context: Call) -> tuple[bytes, InferCall]:
         with self._service.admitted(request.model):
-            if request.message is not None:
-                call = parse(request.message, self.limits)
-            else:
+            if request.slow:
                 call = await self._aside(request.model).call(parse_bytes, request.data, self.limits)
-            if remaining_s is not None:
+            else:
+                call = read(request, self.limits)
+            if (remaining_s := context.time_remaining()) is not None:
                 call = replace(call, timeout_us=self._timeout_us(call, remaining_s))
-            return response(await self._service.infer(call))
+            return response(await self._service.infer(call)), call
 
     def _aside(self, model: str) -> Aside:
         """What reads for a model's level: none waits for what a lower one sent."""
@@ -259,15 +255,20 @@ class GrpcServer:
 def _methods(calls: _Calls) -> Iterator[tuple[str, Method]]:
     """What the published stubs have, but for requests for inference, which not all are read at once."""
     for method in _SERVICE.methods:
-        read = _class(method.input_type).FromString
+        read, write = _class(method.input_type).FromString, _class(method.output_type).SerializeToString
         if method.input_type.name == "ModelInferRequest":
-            read = partial(asked, limits=calls.limits)
-        write = _class(method.output_type).SerializeToString
+            read, write = partial(asked, limits=calls.limits), bytes
         streams = method.name == "ModelStreamInfer"
         yield (
             f"/{_SERVICE.full_name}/{method.name}",
             Method(getattr(calls, method.name), _reading(read, streams), write, streams),
         )
+
+
+def _failed(error: ServiceError, about: Mapping[str, str] | None = None) -> bytes:
+    """An error as the bytes of a message of a stream."""
+    answer = messages.ModelStreamInferResponse(error_message=str(error), infer_response=about)
+    return bytes(answer.SerializeToString())
 
 
 def _class(descriptor: Any) -> Any:

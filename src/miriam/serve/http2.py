@@ -37,6 +37,7 @@ _KNOWN = 64  # blocks of fields that are remembered
 _CROWD = 4096  # frames that bring nothing, among what is read at a time
 _GIVEN_UP = 16  # a stream that is given up counts as so many of them
 _QUIET_S = 60.0  # after which a client that has streams is asked whether it is there
+_LINGER_S = 1.0  # for a client to close its connection, once it was told to
 _LOOKS = 4  # at what takes too long, within the shortest time that something may take
 
 
@@ -276,6 +277,7 @@ class Connection(asyncio.Protocol):
         self._heard_s = self._taken_s = self._busy_s = self.loop.time()
         self._asked = False
         self._clock: asyncio.TimerHandle | None = None
+        self._closing: asyncio.TimerHandle | None = None
         self._handlers: dict[int, Callable[[int, int, bytes], None]] = {
             _DATA: self._data, _HEADERS: self._headers, _PRIORITY: self._priority, _RST_STREAM: self._rst_stream,
             _SETTINGS: self._settings, _PUSH_PROMISE: self._push_promise, _PING: self._ping,
@@ -299,8 +301,9 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         """The client has gone."""
-        if self._clock is not None:
-            self._clock.cancel()
+        for timer in (self._clock, self._closing):
+            if timer is not None:
+                timer.cancel()
         streams = list(self.streams.values())
         self.streams.clear()
         self._waiting.clear()
@@ -356,7 +359,7 @@ class Connection(asyncio.Protocol):
         if not self.streams:
             self._busy_s = self.loop.time()
             if self._leaving:
-                self._transport.close()
+                self._linger()
 
     def first_block(self) -> bytes:
         """What the first fields that are sent have before them: that they need no table (RFC 7541, 4.2)."""
@@ -366,12 +369,17 @@ class Connection(asyncio.Protocol):
         return b"\x20"
 
     def leave(self, reason: Reason = Reason.NO_ERROR, why: bytes = b"") -> None:
-        """Begin no stream any more, and close once those that there are have ended."""
+        """Begin no stream any more, and let the client close once those that there are have ended."""
         if not self._leaving:
             self._leaving = True
             self.write(_frame(_GOAWAY, 0, 0, struct.pack(">LL", self._last, reason) + why))
         if not self.streams:
-            self._transport.close()
+            self._linger()
+
+    def _linger(self) -> None:
+        """Close, but not before the client could: what it still sends would undo what was sent to it last."""
+        if self._closing is None:
+            self._closing = self.loop.call_later(_LINGER_S, self._transport.close)
 
     def abort(self) -> None:
         """Close at once."""
@@ -492,6 +500,7 @@ class Connection(asyncio.Protocol):
     def _fields(self, flags: int, number: int, block: bytes | None) -> None:
         if self._lost_table:  # nobody knows what they are: the client was told to begin no more
             self._count()
+            self._last = max(self._last, number)
             return
         found = None if block is None else self._decoded(block)
         if found is None:

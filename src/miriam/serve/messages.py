@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -14,11 +15,13 @@ from miriam.serve.errors import ServiceError, Status
 from miriam.serve.service import InferCall, InferResult
 from miriam.serve.tensors import Array, datatype_of, from_binary, from_values, to_binary
 
-__all__ = ["Asked", "asked", "parse", "parse_bytes", "response"]
+__all__ = ["Asked", "asked", "in_stream", "parse", "parse_bytes", "read", "response"]
 
 _INLINE_BYTES = 64 << 10  # of a message, beside raw tensors: read within a millisecond
 _FIELDS = 1024  # of a message that is larger: tensors, outputs and parameters
-_NAME, _RAW = 0x0A, 0x3A  # tags of model_name and raw_input_contents
+_NAME, _RAW = 0x0A, 0x3A  # tags of model_name and raw_input_contents of a request
+_RAW_OUTPUT, _INFER_RESPONSE = 0x32, 0x12  # of raw_output_contents of an answer, and of that in one of a stream
+_HEADS, _HEAD_BYTES = 256, 4096  # what is remembered of messages, beside tensors: how many, how large
 
 _CONTENTS = {
     "BOOL": "bool_contents",
@@ -39,62 +42,82 @@ _CONTENTS = {
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A message that has come.
+    """A message that has come, and has only been looked at.
 
     Attributes
     ----------
-    message
-        Its content; None where reading it would take so long that another process should.
     data
         Its bytes.
     model
         The name in it, as far as that is known.
+    raw
+        Where its raw tensors are, if nothing comes after them: begin and end of each.
+    head
+        Bytes before those.
+    slow
+        Whether reading it takes so long that another process should.
     """
 
-    message: Any
     data: bytes
     model: str
+    raw: Sequence[tuple[int, int]] = ()
+    head: int = 0
+    slow: bool = False
+
+    @property
+    def id(self) -> str:
+        """The client's own name of the request, if it has one that can be read."""
+        try:
+            return str(ModelInferRequest.FromString(self.data[: self.head] or self.data).id)
+        except DecodeError:
+            return ""
 
 
 def asked(data: bytes, limits: Limits) -> Asked:
-    """Look at a message, and read it if that is quick.
+    """Look at a message.
 
-    Raw tensors are only copied. All else becomes objects, many times as large as their bytes and made while Python's
-    lock is held: 64 MiB of empty inputs are 32 million of them.
+    Raw tensors stay where they are. All else becomes objects, many times as large as their bytes and made while
+    Python's lock is held: 64 MiB of empty inputs are 32 million of them.
 
     Raises
     ------
     ServiceError
         There is more in it than may be.
-    DecodeError
-        It is none.
     """
-    if len(data) <= _INLINE_BYTES:
-        message = ModelInferRequest.FromString(data)
-        return Asked(message, data, message.model_name)
-    name, others, fields, texts = b"", 0, 0, False
+    small = len(data) <= _INLINE_BYTES
+    name, others, count, head, last, texts = b"", 0, 0, 0, 0, False
+    raw: list[tuple[int, int]] = []
     try:
-        for tag, start, end in _fields(data):
-            fields += 1
-            if tag == _NAME:
-                name = data[start:end]
-            if tag != _RAW:
+        for at, tag, start, end in _fields(data):
+            count += 1
+            if tag == _RAW:
+                head = head or at
+                raw.append((start, end))
+            else:
+                last = at
                 others += end - start
-                texts = texts or b"BYTES" in data[start:end]
-            if others > limits.json_bytes or fields > _FIELDS:
+                if tag == _NAME:
+                    name = data[start:end]
+                texts = texts or (not small and b"BYTES" in data[start:end])
+            if count > _FIELDS or others > limits.json_bytes:
+                if small:
+                    raise ValueError("that is read faster than looked at")
                 most = f"{_FIELDS} fields, and {int(limits.json_bytes)} bytes (limits.json_bytes in the configuration)"
                 raise ServiceError(Status.TOO_LARGE, f"a message may have {most} that are no raw_input_contents")
-    except (IndexError, ValueError):
-        others = len(data)  # the parser will say what is wrong
-    quick = others <= _INLINE_BYTES and not texts
-    return Asked(ModelInferRequest.FromString(data) if quick else None, data, name.decode(errors="replace"))
+            if end > len(data):
+                raise ValueError("a field is cut off")
+    except (IndexError, ValueError):  # the parser will say what is wrong
+        raw, others = [], len(data)
+    slow = not small and (others > _INLINE_BYTES or texts)
+    model = name.decode(errors="replace")
+    return Asked(data, model, raw, head, slow) if last < head else Asked(data, model, slow=slow)
 
 
-def _fields(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """The tag, begin and end of each field; all that a `ModelInferRequest` has are of the kind that has a length."""
+def _fields(data: bytes) -> Iterator[tuple[int, int, int, int]]:
+    """Where each field is, its tag, begin and end; all that a `ModelInferRequest` has are of the kind with a length."""
     at = 0
     while at < len(data):
-        tag, size, shift = data[at], 0, 0
+        begin, tag, size, shift = at, data[at], 0, 0
         if tag & 0x87 != 2:
             raise ValueError("not a field of this message")
         while True:
@@ -104,8 +127,75 @@ def _fields(data: bytes) -> Iterator[tuple[int, int, int]]:
             if data[at] < 0x80:
                 break
         at += 1
-        yield tag, at, at + size
+        yield begin, tag, at, at + size
         at += size
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """What a request says beside its tensors."""
+
+    model: str
+    version: str
+    id: str
+    outputs: Sequence[str] | None
+    priority: int
+    timeout_us: int
+    parameters: Mapping[str, Any]
+    inputs: Sequence[tuple[str, str, tuple[int, ...]]]
+    typed: str | None  # an input that has contents
+
+    @staticmethod
+    def of(message: Any) -> _Head:
+        parameters = _parameters(message.parameters)
+        if parameters.get("sequence_id"):
+            raise ServiceError(Status.UNSUPPORTED, "no model here keeps a state: leave sequence_id out")
+        for tensor in message.inputs:
+            if tensor.parameters:
+                _refuse_shared(tensor)
+        return _Head(
+            message.model_name, message.model_version, message.id, [_wanted(out) for out in message.outputs] or None,
+            _whole(parameters, "priority"), _whole(parameters, "timeout"), parameters,
+            [(tensor.name, tensor.datatype, tuple(tensor.shape)) for tensor in message.inputs],
+            next((tensor.name for tensor in message.inputs if tensor.HasField("contents")), None),
+        )  # fmt: skip
+
+    def call(self, inputs: Sequence[tuple[str, Array]]) -> InferCall:
+        return InferCall(
+            self.model, inputs, self.version, self.id, self.outputs, self.priority, self.timeout_us, self.parameters
+        )
+
+    def with_raw(self, raw: Sequence[Any], limits: Limits) -> InferCall:
+        if len(raw) != len(self.inputs):
+            raise _invalid(f"{len(raw)} raw_input_contents for {len(self.inputs)} inputs: give one for each")
+        if self.typed is not None:
+            raise _invalid(f"tensor {self.typed!r:.80} has contents beside raw_input_contents: give one of them")
+        most = limits.tensor_elements
+        return self.call([(one[0], from_binary(*one, data, most)) for one, data in zip(self.inputs, raw, strict=True)])
+
+
+@lru_cache(_HEADS)  # a client says the same with every tensor
+def _known(head: bytes) -> _Head:
+    return _Head.of(ModelInferRequest.FromString(head))
+
+
+def read(asked: Asked, limits: Limits) -> InferCall:
+    """What a message asks for that was looked at.
+
+    Raises
+    ------
+    ServiceError
+        It is not what the protocol says, or more than it may be.
+    """
+    if not asked.raw:
+        return parse_bytes(asked.data, limits)
+    head = asked.data[: asked.head]
+    try:
+        found = _known(head) if len(head) <= _HEAD_BYTES else _Head.of(ModelInferRequest.FromString(head))
+    except DecodeError as error:
+        raise _unread(error) from None
+    data = memoryview(asked.data)
+    return found.with_raw([data[start:end] for start, end in asked.raw], limits)
 
 
 def parse_bytes(data: bytes, limits: Limits) -> InferCall:
@@ -113,7 +203,7 @@ def parse_bytes(data: bytes, limits: Limits) -> InferCall:
     try:
         message = ModelInferRequest.FromString(data)
     except DecodeError as error:
-        raise ServiceError(Status.INVALID, f"the message is no ModelInferRequest: {error}") from None
+        raise _unread(error) from None
     return parse(message, limits)
 
 
@@ -125,49 +215,49 @@ def parse(message: Any, limits: Limits) -> InferCall:
     ServiceError
         It is not what the protocol says, or more than it may be.
     """
-    parameters = _parameters(message.parameters) if message.parameters else {}
-    priority, timeout_us = 0, 0
-    if parameters:
-        priority, timeout_us = _whole(parameters, "priority"), _whole(parameters, "timeout")
-        if parameters.get("sequence_id"):
-            raise ServiceError(Status.UNSUPPORTED, "no model here keeps a state: leave sequence_id out")
-    return InferCall(
-        model=message.model_name,
-        inputs=_inputs(message, limits),
-        version=message.model_version,
-        id=message.id,
-        outputs=[_wanted(output) for output in message.outputs] or None,
-        priority=priority,
-        timeout_us=timeout_us,
-        parameters=parameters,
-    )
+    head = _Head.of(message)
+    if message.raw_input_contents:
+        return head.with_raw(message.raw_input_contents, limits)
+    return head.call([(tensor.name, _typed(tensor, limits)) for tensor in message.inputs])
 
 
-def response(result: InferResult) -> Any:
-    """An answer as a message: tensors are raw, however those of the request came."""
-    message = ModelInferResponse(model_name=result.model, model_version=result.version, id=result.id)
-    for name, array in result.outputs:
-        message.outputs.add(name=name, datatype=datatype_of(array.dtype), shape=array.shape)
-        message.raw_output_contents.append(to_binary(array).tobytes())
-    return message
+def response(result: InferResult) -> bytes:
+    """An answer as the bytes of a message: tensors are raw, however those of the request came."""
+    tensors = tuple((name, datatype_of(array.dtype), array.shape) for name, array in result.outputs)
+    parts: list[bytes | memoryview] = [_answer_head(result.model, result.version, tensors)]
+    if result.id:
+        parts.append(ModelInferResponse(id=result.id).SerializeToString())
+    for _, array in result.outputs:
+        data = to_binary(array)
+        parts += _length(_RAW_OUTPUT, len(data)), data
+    return b"".join(parts)
 
 
-def _inputs(message: Any, limits: Limits) -> list[tuple[str, Array]]:
-    tensors, raw = message.inputs, message.raw_input_contents
-    for tensor in tensors:
-        if tensor.parameters:
-            _refuse_shared(tensor)
-    if not raw:
-        return [(t.name, _typed(t, limits)) for t in tensors]
-    if len(raw) != len(tensors):
-        raise _invalid(f"{len(raw)} raw_input_contents for {len(tensors)} inputs: give one for each")
-    found = []
-    for tensor, data in zip(tensors, raw, strict=True):
-        name = tensor.name
-        if tensor.HasField("contents"):
-            raise _invalid(f"tensor {name!r:.80} has contents beside raw_input_contents: give one of them")
-        found.append((name, from_binary(name, tensor.datatype, tuple(tensor.shape), data, limits.tensor_elements)))
-    return found
+@lru_cache(_HEADS)
+def _answer_head(model: str, version: str, tensors: Sequence[tuple[str, str, tuple[int, ...]]]) -> bytes:
+    message = ModelInferResponse(model_name=model, model_version=version)
+    for name, datatype, shape in tensors:
+        message.outputs.add(name=name, datatype=datatype, shape=shape)
+    return bytes(message.SerializeToString())
+
+
+def _length(tag: int, size: int) -> bytes:
+    """The begin of a field: its tag and how many bytes it has."""
+    found = bytearray((tag,))
+    while size >= 0x80:
+        found.append(size & 0x7F | 0x80)
+        size >>= 7
+    found.append(size)
+    return bytes(found)
+
+
+def in_stream(answer: bytes, final: bool) -> bytes:
+    """An answer as the bytes of a message of a stream; the last one of its request may be said to be that."""
+    if final:
+        said = ModelInferResponse()
+        said.parameters["triton_final_response"].bool_param = True
+        answer += said.SerializeToString()
+    return _length(_INFER_RESPONSE, len(answer)) + answer
 
 
 def _typed(tensor: Any, limits: Limits) -> Array:
@@ -211,6 +301,10 @@ def _refuse_shared(tensor: Any) -> None:
         raise ServiceError(
             Status.UNSUPPORTED, f"tensor {tensor.name!r:.80}: send it in the request, not in shared memory"
         )
+
+
+def _unread(error: DecodeError) -> ServiceError:
+    return _invalid(f"the message cannot be read: {error}")
 
 
 def _invalid(what: str) -> ServiceError:
