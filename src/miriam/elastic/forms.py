@@ -22,7 +22,10 @@ from miriam.elastic.state import (
     COPY_BYTES,
     COUNTER_BYTES,
     LANE_BYTES,
+    LOOK_NS,
+    LOOKS,
     MAX_LAUNCHES,
+    WAITS_AT,
 )
 
 __all__ = ["WAIT", "Entry", "direct", "guarded", "looped", "shard", "strided"]
@@ -81,9 +84,26 @@ $~take:
 	st.relaxed.gpu.global.u16 [%~at], %~h;
 $~join:
 """
+# Behind a stop, the first worker of the next launch waits there (Argument.waits).
 _RARE = f"""$~rare:
 	mov.pred %~leave, 1;
-	@%~out bra $~join;
+	@!%~out bra $~mine;
+	ld.param.u32 %~b, [~+{WAITS_AT}];
+	add.u32 %~c, %~stop, 1;
+	setp.ne.u32 %~p, %~c, %~i;
+	setp.ne.or.u32 %~p, %~a, 0, %~p;
+	setp.eq.or.u32 %~p, %~b, 0, %~p;
+	@%~p bra $~join;
+	mov.u32 %~c, {LOOKS};
+$~wait:
+	ld.relaxed.gpu.global.u32 %~limit, [%~lane];
+	setp.ne.u32 %~p, %~limit, 0;
+	setp.eq.or.u32 %~p, %~c, 0, %~p;
+	@%~p bra $~join;
+	sub.u32 %~c, %~c, 1;
+	nanosleep.u32 {LOOK_NS};
+	bra $~wait;
+$~mine:
 	setp.ne.u32 %~p, %~i, %~f;
 	@%~p bra $~fresh;
 	ld.relaxed.gpu.global.u16 %~h, [%~at];

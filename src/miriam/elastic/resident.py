@@ -50,7 +50,7 @@ from types import MappingProxyType
 
 from miriam.elastic.gate import BEGIN, CLAIMED_THREADS, COUNT, LAST, PUBLISH, REGISTERS, SCAN, STOPPED
 from miriam.elastic.memory import COPY_REGISTERS, COPYING, MEMORY_THREADS, START
-from miriam.elastic.state import ALL, COPIES, COPY_BYTES, MAX_LAUNCHES
+from miriam.elastic.state import ALL, COPIES, COPY_BYTES, LOOK_NS, LOOKS, MAX_LAUNCHES
 
 __all__ = ["COMPARE", "FEED", "GATE", "HOLD", "LOOK", "NOTIFY", "RELEASE", "RESIDENT", "STEP", "THREADS"]
 
@@ -78,8 +78,6 @@ THREADS: Mapping[str, int] = MappingProxyType(
 )
 """Threads of each entry's block."""
 
-_POLL_NS = 500  # how often a gate that waits looks at the limit
-_POLLS = 1_000_000  # after which it stops waiting
 
 
 def _entry(name: str, parameters: str, body: str) -> str:
@@ -124,7 +122,7 @@ $latch:
 	setp.ge.u32 %p, %next, %launches;
 	@%p bra $open;
 	mov.u32 %first, %next;
-	mov.u32 %n, {_POLLS};
+	mov.u32 %n, {LOOKS};
 $wait:
 	setp.eq.u32 %p, %limit, {ALL};
 	setp.eq.or.u32 %p, %n, 0, %p;
@@ -133,7 +131,7 @@ $wait:
 	setp.eq.u64 %p, %choice, 0;
 	setp.eq.or.u32 %p, %limit, 0, %p;
 	@!%p bra $narrow;
-	nanosleep.u32 {_POLL_NS};
+	nanosleep.u32 {LOOK_NS};
 	ld.relaxed.gpu.global.u32 %limit, [%lane];
 	bra $wait;
 $narrow:

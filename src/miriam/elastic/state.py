@@ -32,6 +32,8 @@ __all__ = [
     "INFERENCE_BYTES",
     "LANE_BYTES",
     "LIMITER_BYTES",
+    "LOOKS",
+    "LOOK_NS",
     "MAX_LAUNCHES",
     "NONE",
     "PADDED_AT",
@@ -39,6 +41,7 @@ __all__ = [
     "SMS",
     "SM_TABLE_BYTES",
     "TAKEN_BYTES",
+    "WAITS_AT",
     "WANTED_AT",
     "Argument",
     "Counter",
@@ -262,6 +265,9 @@ class Argument:
         Shares of this launch.
     grid
         The logical grid.
+    waits
+        Whether a worker behind a launch that stopped for a limit of 0 stays until there is another limit (for a
+        second at most), so that the launches behind it come and go when nobody wants the GPU for himself.
     """
 
     lane: int
@@ -271,12 +277,14 @@ class Argument:
     index: int
     shares: int
     grid: tuple[int, int, int]
+    waits: bool = False
 
     def pack(self) -> bytes:
         """As the kernel receives it."""
         x, y, z = self.grid
         addresses = (self.lane, self.taken, self.counter, self.slots)
-        return struct.pack("<QQQQIIIIII", *addresses, self.index, x * y * z, self.shares, x, y, z)
+        words = (self.index, x * y * z, self.shares, x, y, z, self.waits)
+        return struct.pack("<QQQQIIIIIIIxxxx", *addresses, *words)
 
 
 ARGUMENT_BYTES = len(Argument(0, 0, 0, 0, 0, 1, (1, 1, 1)).pack())
@@ -304,6 +312,8 @@ class Piece:
 
 
 BEGIN_AT = 32  # where that has ``begin``
+WAITS_AT = 56  # where :class:`Argument` has ``waits``
+LOOK_NS, LOOKS = 500, 1_000_000  # how often who waits for a limit looks at it, and how many times at most
 
 
 def shares(blocks: int, each: int) -> int:
