@@ -21,7 +21,8 @@ from h2.events import (
 )
 from h2.settings import SettingCodes, Settings
 
-from miriam.serve.http2 import Connection, Stream
+from miriam.serve.http2 import Connection
+from miriam.serve.stream import Stream
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 CALL = [

@@ -12,7 +12,10 @@ from http2_peer import CALL, PREFACE, Peer, frame
 from hypothesis import given
 from hypothesis import strategies as st
 
-from miriam.serve.http2 import Connection, Reason, Stream, fields
+from miriam.serve.fields import fields
+from miriam.serve.frames import Reason
+from miriam.serve.http2 import Connection
+from miriam.serve.stream import Stream
 
 HEAD, TAIL = b"\x88" + fields((b"content-type", b"application/grpc")), fields((b"grpc-status", b"0"))
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)

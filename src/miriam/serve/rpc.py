@@ -17,15 +17,16 @@ from typing import Any
 from urllib.parse import quote
 
 from miriam.serve.errors import ServiceError, Status
-from miriam.serve.http2 import Connection, Stream, fields
+from miriam.serve.fields import fields
+from miriam.serve.http2 import Connection
 from miriam.serve.limits import Memory
+from miriam.serve.stream import WINDOW, Stream
 
 __all__ = ["Call", "Method", "Rules"]
 
 _LOG = logging.getLogger("miriam")
 
 _AHEAD = 16  # messages of a stream that are there before somebody wants them
-_WINDOW = 1 << 20  # bytes of them
 _SAID_BYTES = 2000  # of what is said of an error: clients take some kilobytes of fields
 _PREFIX = 5  # bytes before a message
 _TIMEOUT = re.compile(rb"(\d{1,8})([HMSmun])")
@@ -204,7 +205,7 @@ class Call(Stream):
         if self._need > _PREFIX:
             self.promise(self._need - self._have)
         elif self._method.streams and len(self._messages) < _AHEAD:
-            self.promise(_WINDOW)
+            self.promise(WINDOW)
 
     def finished(self) -> None:
         """Nothing more comes."""
