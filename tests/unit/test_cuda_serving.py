@@ -23,6 +23,7 @@ from support import Profiles
 
 import miriam
 from miriam.device.base import Lane, Run
+from miriam.device.cuda.clock import HostClock
 from miriam.device.cuda.device import CudaDevice
 from miriam.device.cuda.dlpack import View
 from miriam.device.cuda.driver import Gpu, Stream
@@ -368,6 +369,72 @@ def test_a_fault_of_the_device_ends_everything(cu: FakeDriver) -> None:
     on.stop()
     gc.collect()
     assert cu.leaks() == []
+
+
+class Later(HostClock):
+    """The clock of a host, which may be put forward."""
+
+    ahead_us = 0.0
+
+    @property
+    def now_us(self) -> float:
+        return super().now_us + self.ahead_us
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Later:
+    made = Later()
+    monkeypatch.setattr("miriam.device.cuda.serving.HostClock", lambda: made)
+    return made
+
+
+@pytest.mark.parametrize("name", ["cuda:0", "cuda:0/16"])
+@pytest.mark.parametrize("away_s", [11.0, 25.0, 3600.0])
+def test_who_had_nothing_to_do_for_long_does_not_hang(cu: FakeDriver, clock: Later, name: str, away_s: float) -> None:
+    on = Served(name)
+    on.device.prepare(CRITICAL)
+
+    def within(us: float) -> list[Request]:
+        on.device.wake(clock.now_us + us)  # so that it looks for signs of life, whatever there is to do
+        return list(on.coordinator.run(clock.now_us + us))
+
+    for _ in range(3):
+        first = on.offer(CRITICAL, [given_for(CRITICAL)])
+        assert within(5e3) == [first]
+        clock.ahead_us += 1e6 * away_s
+        cu.auto = False
+        late = on.offer(CRITICAL, [given_for(CRITICAL, 3)])
+        assert within(5e3) == []
+        cu.auto = True
+        cu.run()
+        assert within(5e3) == [late]
+        assert np.array_equal(late.outputs[0], 2 * given_for(CRITICAL, 3))
+        clock.ahead_us += 1e6 * away_s
+    on.stop()
+
+
+@pytest.mark.parametrize("away_s", [0.0, 25.0])
+def test_what_hangs_is_found_also_after_a_long_rest(cu: FakeDriver, clock: Later, away_s: float) -> None:
+    on = Served()
+    on.device.prepare(CRITICAL)
+    on.offer(CRITICAL, [given_for(CRITICAL)])
+    assert len(list(on.coordinator.run(float("inf")))) == 1
+    clock.ahead_us += 1e6 * away_s
+    cu.auto = False
+    on.offer(CRITICAL, [given_for(CRITICAL)])
+    begun_us = clock.now_us
+
+    def wait() -> None:
+        for _ in range(10):
+            assert list(on.coordinator.run(clock.now_us + 1e3)) == []
+            clock.ahead_us += 4e6
+
+    with pytest.raises(DeviceError, match="lane level 2: nothing has ended for 20 s; fast hangs"):
+        wait()
+    assert 20e6 < clock.now_us - begun_us < 30e6
+    cu.auto = True
+    cu.run()
+    on.stop()
 
 
 def _everything(cu: FakeDriver, name: str) -> int:

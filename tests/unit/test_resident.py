@@ -6,6 +6,7 @@ import re
 import struct
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -214,6 +215,32 @@ def test_the_gate_waits_while_it_may_not_run(narrow: bool, first: int, limit: in
     assert turns > 2000
     assert (lane.record.width, lane.record.first) == (limit, 0)
     assert memory.load(choice, 4) == (7 if not narrow else limit != ALL)
+
+
+@contextmanager
+def patience(looks: int) -> Iterator[None]:
+    """A block in which a gate that is made looks at the limit so many times, and then waits no longer."""
+    text, count = re.subn(r"mov\.u32 %n, \d+;(?=\n\$wait:)", f"mov.u32 %n, {looks};", elastic_machine.CONDITIONAL)
+    assert count == 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(elastic_machine, "CONDITIONAL", text)
+        yield
+
+
+@pytest.mark.parametrize(("narrow", "limit"), [(True, 0), (False, 0), (False, 3)])
+def test_a_gate_that_has_waited_for_long_begins_a_pass(narrow: bool, limit: int) -> None:
+    waited = []
+    for looks in (0, 10, 20):
+        with patience(looks):
+            running = Running(Memory(), LINKS)
+        lane, choice = running.elastic.lane(), running.memory.alloc(u32(7))
+        lane.write(limit)
+        addresses = [u64(at) for at in (running.elastic.inference, lane.address, choice if narrow else 0)]
+        waited.append(run(launch(running.elastic.resident, GATE, *addresses), steps=100_000))
+        assert (lane.record.width, lane.record.first) == (limit, 0)
+        assert not running.elastic.progress.claimed
+        assert running.memory.load(choice, 4) == (0 if narrow else 7)
+    assert waited[2] - waited[1] == waited[1] - waited[0] > 10  # instructions
 
 
 @pytest.mark.parametrize("limit", [0, 3, ALL])
