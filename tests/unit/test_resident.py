@@ -55,6 +55,13 @@ GOES_ON = {
     "shared": st.booleans(),
     "seed": SEEDS,
 }
+IMPATIENT = {
+    "runs": st.lists(LIMITS, min_size=1, max_size=3),
+    "looks": st.sampled_from([0, 1, 30]),
+    "workers": st.none() | st.integers(1, 6),
+    "last": st.sampled_from([0, 2, ALL]),
+    "seed": SEEDS,
+}
 HELD = {
     "streams": st.lists(
         st.lists(st.sampled_from(["critical", "again", "pad", "idle"]), max_size=3), min_size=1, max_size=3
@@ -243,6 +250,23 @@ def test_a_gate_that_has_waited_for_long_begins_a_pass(narrow: bool, limit: int)
     assert waited[2] - waited[1] == waited[1] - waited[0] > 10  # instructions
 
 
+@settings(max_examples=60)
+@given(**IMPATIENT)
+def test_a_pass_that_nobody_allowed_runs_every_launch_once(
+    runs: list[list[tuple[int, int]]], looks: int, workers: int | None, last: int, seed: int
+) -> None:
+    """Whatever the limits do before it, beside it and behind it."""
+    with patience(looks):
+        running = Running(Memory(), LINKS)
+    lane = running.elastic.lane(order=(2, 0, 3, 1))
+    for times, limits in enumerate(runs, 1):
+        lane.write(0)
+        go(lane, limits, workers=workers, seed=seed, last=last)
+        assert running.elastic.complete
+        assert running.elastic.progress.begun == times
+        assert running.right(times)
+
+
 @pytest.mark.parametrize("limit", [0, 3, ALL])
 def test_nobody_waits_when_there_is_nothing_to_run(limit: int) -> None:
     running = Running(Memory(), LINKS, wanted=1)
@@ -392,7 +416,6 @@ LINES = (
     _lines(
         test_an_inference_completes_whatever_the_limits_do,
         COMPLETES,
-        gate_goes_by_the_limit=r"mov\.u32 %i, 1; -> ",
         gate_sets_the_counters=r"selp\.u32 %t, 0, %i, %p; -> mov.u32 %t, 0;",
         gate_says_the_way=r"st\.[^;]*\[%inference\+8\], %i; -> ",
         step_settles_its_own_lane=r"(?s)(miriam_step.*?setp\.)ne(\.u64 %p, %last, %lane;) -> \1eq\2",
@@ -406,6 +429,12 @@ LINES = (
         test_passes_of_one_way_go_on_where_those_of_the_other_stopped,
         GOES_ON,
         step_forgets_the_lane=r"st\.[^;]*\[%inference\+40\], 0; -> ",
+    )
+    | _lines(
+        test_a_pass_that_nobody_allowed_runs_every_launch_once,
+        {**IMPATIENT, "last": st.just(0)},
+        gate_waits_no_longer=r"setp\.eq\.or\.u32 %p, %n, 0, %p; -> ",
+        gate_counts_its_looks=r"sub\.u32 %n, %n, 1; -> ",
     )
     | _lines(
         test_launches_that_run_whole,

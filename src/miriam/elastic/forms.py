@@ -14,7 +14,6 @@ from miriam.elastic.divergence import Divergence
 from miriam.elastic.legality import flat, target_from
 from miriam.elastic.ptx import Block, Function, Instruction, Module, Name, names, walk
 from miriam.elastic.state import (
-    ALL,
     ARGUMENT_ALIGN,
     ARGUMENT_BYTES,
     BEGIN_AT,
@@ -74,10 +73,10 @@ _STOP = "".join(f"\tst.relaxed.gpu.global.u32 [%~lane+{12 + COPY_BYTES * i}], %~
 # The first thread alone: takes share %~a or says %~leave. Whatever is rare stands behind the body:
 # instructions have to be fetched, too. Only the first launch of a pass can have been begun before,
 # so for another one nobody looks at what was taken.
-_TAKE = f"""	ld.param.u64 %~at, [~+8];
+_TAKE = """	ld.param.u64 %~at, [~+8];
 	mad.wide.u32 %~at, %~a, 2, %~at;
 	setp.le.or.u32 %~p, %~i, %~f, %~out;
-	setp.ne.or.u32 %~p, %~limit, {ALL}, %~p;
+	setp.ne.or.u32 %~p, %~limit, %~width, %~p;
 	@%~p bra $~rare;
 $~take:
 	cvt.u16.u32 %~h, %~e;
@@ -111,7 +110,7 @@ $~mine:
 	setp.eq.u32 %~p, %~b, %~e;
 	@%~p bra $~join;
 $~fresh:
-	setp.ne.u32 %~leave, %~limit, {ALL};
+	setp.ne.u32 %~leave, %~limit, %~width;
 	@!%~leave bra $~take;
 {_STOP}	bra $~join;
 """

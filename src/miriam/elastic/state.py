@@ -77,7 +77,7 @@ class Lane:
         stop the lane.
     width
         The limit that the gate of the running pass saw. A pass whose limit is no longer its width
-        stops. An exclusive pass runs at the width ``ALL`` or not at all.
+        stops. An exclusive pass runs at the width ``ALL``, or at the limit that a gate waited for in vain.
     first
         The first launch that this pass runs; those before it are complete. ``MAX_LAUNCHES``: none.
     epoch
