@@ -24,10 +24,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+import grpc.aio
 import numpy as np
 import uvloop
 from serving import SHAPES, Served, factories, on_cpu
@@ -37,10 +37,7 @@ from miriam.bench import Closed
 from miriam.bench.made import machine, versions
 from miriam.bench.metrics import TaskMetrics, latency
 from miriam.load import Caller, Plan, Server, run
-from miriam.serve.http2 import Connection
-from miriam.serve.limits import Memory
-from miriam.serve.listening import listen
-from miriam.serve.rpc import Call, Method, Rules
+from miriam.serve import process
 
 AT_ONCE = (1, 4, 16, 64)  # requests outstanding, for throughput
 WARM_UP_S = 0.5
@@ -100,21 +97,17 @@ async def answer() -> None:
         ),
     }
 
-    def method(given: bytes) -> Method:
-        async def call(request: bytes, call: Call) -> bytes:
+    def handler(given: bytes) -> Any:
+        async def call(request: bytes, context: Any) -> bytes:
             return given
 
-        return Method(call, bytes, bytes)
+        return grpc.unary_unary_rpc_method_handler(call)
 
-    methods = {
-        f"/inference.GRPCInferenceService/{name}": method(one.SerializeToString()) for name, one in answers.items()
-    }
-    rules = Rules(methods, lambda path, authorization: None, Memory(1 << 30), 1 << 20, 30.0, 100)
-    protocol = partial(
-        Connection, partial(Call, rules=rules), lambda connection: True, lambda connection: None,
-        request_s=30.0, idle_s=30.0, header_bytes=1 << 15,
-    )  # fmt: skip
-    _, port = await listen(protocol, "127.0.0.1", 0, "grpc")
+    handlers = {name: handler(one.SerializeToString()) for name, one in answers.items()}
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("inference.GRPCInferenceService", handlers)])
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
     print(port, flush=True)
     await asyncio.Event().wait()
 
@@ -140,6 +133,7 @@ def main() -> None:
     parser.add_argument("--answer", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.answer:
+        process.begin()  # as the server does
         uvloop.run(answer())
     load_before = os.getloadavg()[0]
     small = factories()["small"]()  # type: ignore[operator]

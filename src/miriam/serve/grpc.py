@@ -3,34 +3,51 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import suppress
+import logging
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import grpc
+import grpc.aio
 from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2 as messages
+from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceServicer
 
+from miriam.errors import MiriamError
 from miriam.serve import triton
 from miriam.serve.aside import Aside
 from miriam.serve.config import Limits, Tls
 from miriam.serve.errors import ServiceError, Status
-from miriam.serve.http2 import Connection
 from miriam.serve.limits import Memory
-from miriam.serve.listening import listen
 from miriam.serve.messages import Asked, asked, in_stream, parse_bytes, read, response
-from miriam.serve.rpc import Call, Method, Rules
 from miriam.serve.service import InferCall, Service
 
 __all__ = ["GrpcServer"]
 
+_LOG = logging.getLogger("miriam")
+
+_STREAMS = 256  # calls of one connection, so that it leaves some to others
 _STREAMED = 16  # requests of one stream that are computed at a time; the next one is not read before
 _SERVICE = messages.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 
 Authorize = Callable[[str, str | None], None]
+
+_CODES = {
+    Status.INVALID: grpc.StatusCode.INVALID_ARGUMENT,
+    Status.UNAUTHENTICATED: grpc.StatusCode.UNAUTHENTICATED,
+    Status.FORBIDDEN: grpc.StatusCode.PERMISSION_DENIED,
+    Status.NOT_FOUND: grpc.StatusCode.NOT_FOUND,
+    Status.TOO_LARGE: grpc.StatusCode.INVALID_ARGUMENT,  # not RESOURCE_EXHAUSTED, after which clients try again
+    Status.EXHAUSTED: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Status.DEADLINE: grpc.StatusCode.DEADLINE_EXCEEDED,
+    Status.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
+    Status.UNSUPPORTED: grpc.StatusCode.UNIMPLEMENTED,
+    Status.INTERNAL: grpc.StatusCode.INTERNAL,
+}
 
 
 def _refused(why: str) -> Callable[..., Awaitable[Any]]:
@@ -40,12 +57,13 @@ def _refused(why: str) -> Callable[..., Awaitable[Any]]:
     return method
 
 
-class _Calls:
-    """Every call of the service. A `ServiceError` that it raises becomes the status of the call."""
+class _Calls(GRPCInferenceServiceServicer):  # type: ignore[misc]
+    """Every call of the service. A `ServiceError` that it raises becomes the code of the call."""
 
-    def __init__(self, service: Service, limits: Limits) -> None:
+    def __init__(self, service: Service, limits: Limits, memory: Memory) -> None:
         self._service = service
         self.limits = limits
+        self._memory = memory
         self._asides: dict[int, Aside] = {}
 
     async def close(self) -> None:
@@ -100,10 +118,10 @@ class _Calls:
 
     # Inference
 
-    async def ModelInfer(self, request: Asked, context: Call) -> bytes:  # noqa: N802
+    async def ModelInfer(self, request: Asked, context: Any) -> bytes:  # noqa: N802
         return (await self._answer(request, context))[0]
 
-    async def ModelStreamInfer(self, requests: AsyncIterator[Asked | ServiceError], context: Call) -> None:  # noqa: N802
+    async def ModelStreamInfer(self, requests: AsyncIterator[Asked | ServiceError], context: Any) -> None:  # noqa: N802
         """Answer each request of a stream, in their order; several are computed at a time."""
         answers: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue(_STREAMED)
         async with asyncio.TaskGroup() as tasks:
@@ -117,7 +135,7 @@ class _Calls:
             while (answer := await answers.get()) is not None:
                 await context.write(await answer)
 
-    async def _streamed(self, request: Asked | ServiceError, context: Call) -> bytes:
+    async def _streamed(self, request: Asked | ServiceError, context: Any) -> bytes:
         """The answer to a request of a stream; an error is one, too, and ends only that request."""
         if isinstance(request, ServiceError):
             return _failed(request)
@@ -125,17 +143,16 @@ class _Calls:
             answer, call = await self._answer(request, context)
         except ServiceError as error:
             return _failed(error, {"model_name": request.model, "id": request.id})
-        finally:
-            context.release(len(request.data))
         return in_stream(answer, call.parameters.get("triton_enable_empty_final_response") is True)
 
-    async def _answer(self, request: Asked, context: Call) -> tuple[bytes, InferCall]:
-        with self._service.admitted(request.model):
+    async def _answer(self, request: Asked, context: Any) -> tuple[bytes, InferCall]:
+        with self._service.admitted(request.model), self._memory.lent() as take:
+            take(len(request.data))
             if request.slow:
                 call = await self._aside(request.model).call(parse_bytes, request.data, self.limits)
             else:
                 call = read(request, self.limits)
-            if (remaining_s := context.time_remaining()) is not None:
+            if (remaining_s := context.time_remaining()) is not None:  # now, after the reading
                 call = replace(call, timeout_us=self._timeout_us(call, remaining_s))
             return response(await self._service.infer(call)), call
 
@@ -193,16 +210,11 @@ class GrpcServer:
         authorize: Authorize = lambda path, authorization: None,
         calls: int = 4096,
     ) -> None:
-        self._limits, self._address = limits, (host, port)
-        self._tls = None if tls is None else _context(tls)
-        memory = memory or Memory(limits.total_bytes)
-        self._calls = _Calls(service, limits)
-        self._rules = Rules(
-            dict(_methods(self._calls)), authorize, memory, int(limits.body_bytes), limits.request_s, calls
-        )
-        self._servers: list[asyncio.Server] = []
-        self._connections: set[Connection] = set()
-        self._gone = asyncio.Event()
+        self._calls = _Calls(service, limits, memory or Memory(limits.total_bytes))
+        self._handlers = _Handlers(self._calls, authorize, calls)
+        self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self._limits, self._tls = limits, tls
+        self._server: Any = None
 
     async def start(self) -> int:
         """Answer from now on; the port.
@@ -212,57 +224,86 @@ class GrpcServer:
         MiriamError
             The port cannot be had.
         """
-        limits = self._limits
-        protocol = partial(
-            Connection, partial(Call, rules=self._rules), self._opened, self._closed,
-            request_s=limits.request_s, idle_s=limits.idle_s, header_bytes=int(limits.header_bytes),
-        )  # fmt: skip
-        self._servers, port = await listen(
-            protocol, *self._address, "grpc", tls=self._tls, handshake_s=limits.request_s
+        # Processes that the server begins have nothing of gRPC in them; looking after that is noise and a hold-up.
+        os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+        self._server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", int(self._limits.body_bytes)),
+                ("grpc.max_send_message_length", -1),
+                ("grpc.max_metadata_size", int(self._limits.header_bytes)),
+                ("grpc.max_allowed_incoming_connections", self._limits.connections),
+                ("grpc.max_concurrent_streams", _STREAMS),
+                ("grpc.max_connection_idle_ms", int(self._limits.idle_s * 1e3)),
+                ("grpc.keepalive_time_ms", 60_000),  # so that a client that fell silent is found
+                ("grpc.so_reuseport", 0),  # else a second server on the port takes half of the clients unseen
+            ],
         )
-        return port
+        self._server.add_generic_rpc_handlers([self._handlers])
+        try:
+            if self._tls is None:
+                port = self._server.add_insecure_port(self._address)
+            else:
+                port = self._server.add_secure_port(self._address, _credentials(self._tls))
+        except RuntimeError:
+            raise MiriamError(
+                f"gRPC cannot listen at {self._address}: is another server there? ports.grpc chooses another port"
+            ) from None
+        await self._server.start()
+        return int(port)
 
     async def stop(self, grace_s: float | None) -> None:
         """Take no call any more, and end those that are open after some time."""
-        for server in self._servers:
-            server.close()
-        for connection in tuple(self._connections):
-            connection.leave()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(grace_s or 0):
-                await self._empty()
-        for connection in tuple(self._connections):
-            connection.abort()
-        await self._empty()
+        await self._server.stop(grace_s)
         await self._calls.close()
 
-    def _opened(self, connection: Connection) -> bool:
-        if len(self._connections) >= self._limits.connections:
-            return False
-        self._connections.add(connection)
-        return True
 
-    def _closed(self, connection: Connection) -> None:
-        self._connections.discard(connection)
-        self._gone.set()
+class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """What the published stubs register, but for requests for inference, which not all are read at once."""
 
-    async def _empty(self) -> None:
-        while self._connections:
-            self._gone.clear()
-            await self._gone.wait()
+    def __init__(self, calls: _Calls, authorize: Authorize, most: int) -> None:
+        self._authorize, self._most = authorize, most
+        self._open = 0
+        self._handlers = {}
+        for method in _SERVICE.methods:
+            read, write = _class(method.input_type).FromString, _class(method.output_type).SerializeToString
+            if method.input_type.name == "ModelInferRequest":  # answered with the bytes themselves
+                read, write = partial(asked, limits=calls.limits), None
+            streams = method.name == "ModelStreamInfer"
+            kind = grpc.stream_stream_rpc_method_handler if streams else grpc.unary_unary_rpc_method_handler
+            self._handlers[f"/{_SERVICE.full_name}/{method.name}"] = kind(
+                self._coded(getattr(calls, method.name)), _reading(read), write
+            )
 
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+        """The handler of a call; nothing has been read of it but its head."""
+        path = handler_call_details.method
+        given: Iterable[tuple[str, str]] = handler_call_details.invocation_metadata or ()
+        try:
+            self._authorize(path, dict(given).get("authorization"))
+        except ServiceError as error:
+            return grpc.stream_stream_rpc_method_handler(self._coded(_raising(error)))
+        return self._handlers.get(path)
 
-def _methods(calls: _Calls) -> Iterator[tuple[str, Method]]:
-    """What the published stubs have, but for requests for inference, which not all are read at once."""
-    for method in _SERVICE.methods:
-        read, write = _class(method.input_type).FromString, _class(method.output_type).SerializeToString
-        if method.input_type.name == "ModelInferRequest":
-            read, write = partial(asked, limits=calls.limits), bytes
-        streams = method.name == "ModelStreamInfer"
-        yield (
-            f"/{_SERVICE.full_name}/{method.name}",
-            Method(getattr(calls, method.name), _reading(read, streams), write, streams),
-        )
+    def _coded(self, call: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
+        """A call whose errors become codes; and not too many at a time, which gRPC's own limit makes dear to count."""
+
+        async def coded(request: Any, context: Any) -> Any:
+            self._open += 1
+            try:
+                if self._open > self._most:
+                    raise ServiceError(Status.EXHAUSTED, f"{self._most} calls are being answered: come back later")
+                if isinstance(request, ServiceError):
+                    raise request
+                return await call(request, context)
+            except ServiceError as error:
+                await context.abort(_CODES[error.status], str(error))
+            except Exception:
+                _LOG.exception("an error in the answer to %s", call.__name__)
+                await context.abort(grpc.StatusCode.INTERNAL, "an error of the server: see its log")
+            finally:
+                self._open -= 1
+
+        return coded
 
 
 def _failed(error: ServiceError, about: Mapping[str, str] | None = None) -> bytes:
@@ -275,29 +316,28 @@ def _class(descriptor: Any) -> Any:
     return getattr(messages, descriptor.name)
 
 
-def _reading(read: Callable[[bytes], Any], streams: bool) -> Callable[[bytes], Any]:
-    """What cannot be read raises a `ServiceError`; in a stream it becomes one, which ends that request only."""
+def _raising(error: ServiceError) -> Callable[[Any, Any], Awaitable[Any]]:
+    async def call(request: Any, context: Any) -> None:
+        raise error
+
+    return call
+
+
+def _reading(read: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """What cannot be read becomes the error that says so, which gRPC itself would only log."""
 
     def reading(data: bytes) -> Any:
         try:
             return read(data)
-        except (ServiceError, DecodeError) as error:
-            found = (
-                error
-                if isinstance(error, ServiceError)
-                else ServiceError(Status.INVALID, f"the message cannot be read: {error}")
-            )
-        if not streams:
-            raise found
-        return found
+        except ServiceError as error:
+            return error
+        except DecodeError as error:
+            return ServiceError(Status.INVALID, f"the message cannot be read: {error}")
 
     return reading
 
 
-def _context(tls: Tls) -> ssl.SSLContext:
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=tls.clients)
-    if tls.clients is not None:
-        context.verify_mode = ssl.CERT_REQUIRED
-    context.load_cert_chain(tls.certificate, tls.key)
-    context.set_alpn_protocols(["h2"])
-    return context
+def _credentials(tls: Tls) -> grpc.ServerCredentials:
+    clients = None if tls.clients is None else tls.clients.read_bytes()
+    pair = tls.key.read_bytes(), tls.certificate.read_bytes()
+    return grpc.ssl_server_credentials([pair], clients, require_client_auth=clients is not None)

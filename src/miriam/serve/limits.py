@@ -45,10 +45,6 @@ class Memory:
             )
         self.held += size
 
-    def give(self, size: int) -> None:
-        """Hold less."""
-        self.held -= size
-
     @contextmanager
     def lent(self) -> Iterator[Callable[[int], None]]:
         """Give a function that holds more; all of it is given back at the end of the block."""
@@ -61,7 +57,7 @@ class Memory:
         try:
             yield take
         finally:
-            self.give(sum(sizes))
+            self.held -= sum(sizes)
 
 
 async def read_body(

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
+import socket
 import ssl
 from collections.abc import Callable, Mapping
 from email.utils import formatdate
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.server import ServerState
 
+from miriam.errors import MiriamError
 from miriam.runtime import Runtime
 from miriam.serve import live
 from miriam.serve.auth import Guard
@@ -22,7 +25,6 @@ from miriam.serve.config import ConfigError, ServerConfig
 from miriam.serve.grpc import GrpcServer
 from miriam.serve.http import Http, metrics_application
 from miriam.serve.limits import GuardedProtocol
-from miriam.serve.listening import listen
 from miriam.serve.metrics import Metrics
 from miriam.serve.repository import Entry, Repository, in_thread
 from miriam.serve.service import Service
@@ -238,11 +240,19 @@ class _Listener:
             )
             return made
 
-        self._servers, port = await listen(
-            protocol, host, port, self._name, tls=self._config.ssl, handshake_s=self._patience_s
-        )
+        patience_s = self._patience_s if self._config.ssl else None
+        try:
+            sockets = _listening(host, port, self._config.backlog)
+            self._servers = [
+                await loop.create_server(protocol, sock=one, ssl=self._config.ssl, ssl_handshake_timeout=patience_s)
+                for one in sockets
+            ]
+        except OSError as error:
+            raise MiriamError(
+                f"cannot listen at {host}:{port}: {error.strerror or error}; ports.{self._name} chooses another port"
+            ) from error
         self._tick()
-        return port
+        return int(sockets[0].getsockname()[1])
 
     def _tick(self) -> None:
         self._state.default_headers = [(b"date", formatdate(usegmt=True).encode())]
@@ -265,3 +275,22 @@ class _Listener:
             await asyncio.sleep(0.01)
         for connection in list(self._state.connections):
             connection.transport.abort()
+
+
+def _listening(host: str, port: int, backlog: int) -> list[socket.socket]:
+    """All addresses of a name that this machine has, on one port: ``localhost`` may be two."""
+    made: list[socket.socket] = []
+    absent: OSError | None = None
+    for family, _, _, _, found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE):
+        at: tuple[Any, ...] = (found[0], made[0].getsockname()[1] if made else port, *found[2:])
+        try:
+            made.append(socket.create_server(at, family=family, backlog=backlog))
+        except OSError as error:
+            if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                for one in made:
+                    one.close()
+                raise
+            absent = error
+    if absent is not None and not made:
+        raise absent
+    return made
