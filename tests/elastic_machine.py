@@ -253,11 +253,12 @@ class ElasticLane:
         forms: Sequence[Form] | None = None,
         slots: Sequence[int] = (0, 1, 2),
         after: Launch | None = None,
+        waits: bool = False,
     ) -> Launch:
         """Enqueue a pass; its gate.
 
         ``workers`` is for a claimed pass; ``forms`` chooses between direct and strided in an exclusive one;
-        ``after`` keeps the gate back until another launch has ended.
+        ``after`` keeps the gate back until another launch has ended; ``waits`` is as in ``state.Argument``.
         """
         elastic = self._elastic
         name, threads = (EXCLUSIVE, EXCLUSIVE_THREADS) if workers is None else (CLAIMED, CLAIMED_THREADS)
@@ -267,7 +268,7 @@ class ElasticLane:
         self._tail = scheduler.add(gate, after or self._tail)
         for i in range(len(elastic.steps)):
             form = Form.LOOPED if workers is not None else forms[i] if forms else Form.DIRECT
-            self._tail = scheduler.add(self._launch(i, form, workers or 0, slots), self._tail)
+            self._tail = scheduler.add(self.launch(i, form, workers or 0, slots, waits=waits), self._tail)
         return gate
 
     def resident(
@@ -278,6 +279,7 @@ class ElasticLane:
         forms: Sequence[Form] | None = None,
         slots: Sequence[int] = (0, 1, 2),
         looked: Collection[int] = (),
+        waits: bool = True,
     ) -> Iterator[None]:
         """Do what the graph of a resident inference does: it goes on between turns until the inference is complete.
 
@@ -306,12 +308,15 @@ class ElasticLane:
                         yield from ended(elastic.original(i))
                 else:
                     form = Form.LOOPED if narrow else forms[i] if forms else Form.DIRECT
-                    yield from ended(self._launch(i, form, workers or 0, slots))
+                    yield from ended(self.launch(i, form, workers or 0, slots, waits=waits and not narrow))
             yield from ended(asked(STEP, inference, lane, told))
             if not self._memory.load(handle, 4):
                 return
 
-    def _launch(self, i: int, form: Form, workers: int, slots: Sequence[int]) -> Launch:
+    def launch(
+        self, i: int, form: Form, workers: int = 0, slots: Sequence[int] = (0, 1, 2), *, waits: bool = False
+    ) -> Launch:
+        """One launch of a pass, behind no gate."""
         elastic, step = self._elastic, self._elastic.steps[i]
         has, count = step.made.forms[step.entry], elastic.shares[i]
         if has == (Form.GUARDED,):
@@ -321,7 +326,7 @@ class ElasticLane:
         everywhere = max(workers, len(slots)), 1, 1  # on each SM, or a narrow lane might have none of its own
         grid = {Form.STRIDED: (count, 1, 1), Form.LOOPED: everywhere}.get(form, step.grid)
         counter = elastic.counters + COUNTER_BYTES * i
-        told = Argument(self.address, elastic.taken[i], counter, self._slots, i, count, step.grid)
+        told = Argument(self.address, elastic.taken[i], counter, self._slots, i, count, step.grid, waits)
         races = Races(device=False) if elastic._races else None
         return elastic.machines[i].launch(
             form.of(step.entry), grid, step.block, [*step.args, told.pack()], step.shared, slots=slots, races=races

@@ -128,6 +128,9 @@ BODIES = {
         AGAIN: st.global.u32 [%d1], %r10; setp.eq.u32 %p1, %r10, %r4; @%p1 exit; add.u32 %r10, %r10, 1; bra AGAIN;""",
     "static shared memory": f".shared .align 4 .b8 s[256]; mov.u32 %r20, s; {_OTHER}",
     "dynamic shared memory": f"mov.u32 %r20, pool; {_OTHER}",
+    "a check before a barrier": f"""
+        ld.global.u32 %r4, [%d0]; setp.ge.u32 %p1, %r4, 0xfb000000; @%p1 bra BAD;
+        mov.u32 %r20, pool; {_OTHER} bra GOOD; BAD: trap; GOOD:""",
     "shared memory that keeps what was there": f"""
         .shared .align 4 .b8 s[256]; mov.u32 %r20, s; {_OTHER} bar.sync 0;
         ld.shared.u32 %r10, [%r20]; bar.sync 0; add.u32 %r10, %r10, %r4; st.shared.u32 [%r21], %r10; bar.sync 0;

@@ -364,6 +364,34 @@ def test_threads_that_meet_again_before_the_barrier_are_elastic():
     assert refusal_at("// here", HEAD + entry(f"{body}@%p1 ret;\nbar.sync 0; // here\nret;")) == DONE
 
 
+CHECKED = {
+    "branch": "@%p1 bra $bad;\nMEET // here\nret;\n$bad:\nALONE\ntrap;",
+    "branch over it": "@!%p1 bra $good;\nALONE\ntrap;\n$good:\nMEET // here\nret;",
+    "in a loop": "$top:\n@%p1 bra $bad;\nMEET // here\n@%p5 bra $top;\nret;\n$bad:\nALONE\ntrap;",
+}
+EQUAL = "ld.param.u32 %r9, [p];\nsetp.eq.u32 %p5, %r9, 0;\n"
+
+
+@pytest.mark.parametrize("value", DIFFERS.values(), ids=DIFFERS)
+@pytest.mark.parametrize("way", CHECKED.values(), ids=CHECKED)
+def test_nobody_waits_for_threads_that_trap(value, way):
+    ptx = HEAD + entry(f"{EQUAL}{value}\nsetp.eq.u32 %p1, %r1, 5;\n{way}")
+    for meetings, reason in ((BARRIERS, DONE), (TOGETHER, DONE_IN_WARP)):
+        for meeting in meetings:
+            made = ptx.replace("MEET", meeting)
+            assert refused(made.replace("ALONE", "")) == ""
+            # On their way they may not leave after all, and meet nobody.
+            assert refusal_at("// here", made.replace("ALONE", "@%p5 ret;")) == reason
+            assert refusal_at("// here", made.replace("trap", "exit").replace("ALONE", "")) == reason
+            assert refusal_at("// there", made.replace("ALONE", f"{meeting} // there")) == reason
+
+
+def test_a_trap_may_stand_alone():
+    for meeting in (*BARRIERS, *TOGETHER):
+        body = f"{DIFFERS['the thread']}\nsetp.eq.u32 %p1, %r1, 5;\n@%p1 trap;\n{meeting}\nret;"
+        assert refused(HEAD + entry(body)) == ""
+
+
 def test_nobody_meets_in_a_function():
     for meeting in (BARRIERS[0], TOGETHER[0]):
         ptx = HEAD + FUNCTION.format(body=f"{meeting} // here") + entry("call f, ();\nret;")

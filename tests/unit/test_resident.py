@@ -6,7 +6,6 @@ import re
 import struct
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -15,7 +14,7 @@ from typing import Any
 import elastic_machine
 import pytest
 from elastic_chain import Chain, Link
-from elastic_machine import Elastic, ElasticLane, run_original
+from elastic_machine import Elastic, ElasticLane, Patch, run_original
 from hypothesis import HealthCheck, Phase, find, given, settings
 from hypothesis import strategies as st
 from ptx_machine import Launch, Machine, Scheduler, run
@@ -75,10 +74,13 @@ LINKS = (Link(block=7), Link("shared", each=2), Link(block=5, columns=3))
 class Running:
     """A chain of launches and its progress."""
 
-    def __init__(self, memory: Memory, links: Sequence[Link], count: int = 40, wanted: int = ALL) -> None:
+    def __init__(
+        self, memory: Memory, links: Sequence[Link], count: int = 40, wanted: int = ALL, patch: Patch = str
+    ) -> None:
         self.memory, self.chain = memory, Chain(count, tuple(links))
         self.steps, self.at = self.chain.build(memory)
-        self.elastic = Elastic(memory, self.steps, [link.each for link in links], wanted=wanted, races=True)
+        each = [link.each for link in links]
+        self.elastic = Elastic(memory, self.steps, each, wanted=wanted, patch=patch, races=True)
 
     def right(self, inferences: int) -> bool:
         """Whether the buffers hold what so many inferences of the original launches leave there."""
@@ -224,22 +226,16 @@ def test_the_gate_waits_while_it_may_not_run(narrow: bool, first: int, limit: in
     assert memory.load(choice, 4) == (7 if not narrow else limit != ALL)
 
 
-@contextmanager
-def patience(looks: int) -> Iterator[None]:
-    """A block in which a gate that is made looks at the limit so many times, and then waits no longer."""
-    text, count = re.subn(r"mov\.u32 %n, \d+;(?=\n\$wait:)", f"mov.u32 %n, {looks};", elastic_machine.CONDITIONAL)
-    assert count == 1
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(elastic_machine, "CONDITIONAL", text)
-        yield
+def patience(looks: int) -> Patch:
+    """Gates and workers look at the limit so many times, and then wait no longer."""
+    return lambda text: re.sub(r"(mov\.u32 %\w+), \d+;(?=\n\$\w*wait:)", rf"\1, {looks};", text)
 
 
 @pytest.mark.parametrize(("narrow", "limit"), [(True, 0), (False, 0), (False, 3)])
 def test_a_gate_that_has_waited_for_long_begins_a_pass(narrow: bool, limit: int) -> None:
     waited = []
     for looks in (0, 10, 20):
-        with patience(looks):
-            running = Running(Memory(), LINKS)
+        running = Running(Memory(), LINKS, patch=patience(looks))
         lane, choice = running.elastic.lane(), running.memory.alloc(u32(7))
         lane.write(limit)
         addresses = [u64(at) for at in (running.elastic.inference, lane.address, choice if narrow else 0)]
@@ -256,8 +252,7 @@ def test_a_pass_that_nobody_allowed_runs_every_launch_once(
     runs: list[list[tuple[int, int]]], looks: int, workers: int | None, last: int, seed: int
 ) -> None:
     """Whatever the limits do before it, beside it and behind it."""
-    with patience(looks):
-        running = Running(Memory(), LINKS)
+    running = Running(Memory(), LINKS, patch=patience(looks))
     lane = running.elastic.lane(order=(2, 0, 3, 1))
     for times, limits in enumerate(runs, 1):
         lane.write(0)

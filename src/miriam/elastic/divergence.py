@@ -73,7 +73,7 @@ class Divergence:
 
     def _after(self, i: int) -> tuple[int, ...]:
         after = self._flow.after[i]
-        leaves = self.steps[i].opcode[0] in ("ret", "exit", "trap")
+        leaves = self.steps[i].opcode[0] in ("ret", "exit")  # a trap does not: it is the end of the whole grid
         return (*after, self._exit) if leaves else after
 
     def _post_dominators(self) -> list[int]:

@@ -333,7 +333,8 @@ def _leaves(module: Module, entry: Function, block: tuple[int, int, int] | None)
     """Threads that are done while others of their block, or of their warp, still meet.
 
     A thread that has left is not waited for, but in a worker it is only at the end of its block: it
-    would be counted at the wrong barrier, or waited for for ever.
+    would be counted at the wrong barrier, or waited for for ever. One that traps goes nowhere, and nobody
+    else does: the grid is killed, and the context with it, elastic or not.
     """
     if not any(_barrier(step) or _warpwide(step) for step in _steps(entry)):
         return

@@ -79,7 +79,6 @@ THREADS: Mapping[str, int] = MappingProxyType(
 """Threads of each entry's block."""
 
 
-
 def _entry(name: str, parameters: str, body: str) -> str:
     """``parameters``: names of those with 64 bits; ``name:32`` for one with 32."""
     words = [word.partition(":") for word in parameters.split()]
