@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -284,6 +285,32 @@ def test_a_stream_answers_each_request_in_its_place(stub: Any) -> None:
             assert ("triton_final_response" in answer.infer_response.parameters) == (i % 2 == 1)
 
 
+def test_a_message_of_a_stream_that_cannot_be_read_ends_only_itself(serving: Serving) -> None:
+    good = request("double", X, id="good").SerializeToString()
+    bad = request("double", X, names="z", id="bad").SerializeToString()
+    with grpc.insecure_channel(serving.grpc) as channel:
+        send = channel.stream_stream(
+            "/inference.GRPCInferenceService/ModelStreamInfer",
+            response_deserializer=pb.ModelStreamInferResponse.FromString,
+        )
+        answers = list(send(iter([b"\xff" * 20, good, b"\x2a\x00" * (1 << 17), bad, good]), timeout=WAIT_S))
+    assert ["takes the inputs" in answer.error_message for answer in answers] == [False, False, False, True, False]
+    assert [bool(answer.error_message) for answer in answers] == [True, False, True, True, False]
+    assert [answer.infer_response.id for answer in answers] == ["", "good", "", "bad", "good"]
+    assert serving.server.http.memory.held == 0
+
+
+def test_messages_may_be_compressed_and_are_measured_as_they_were_before(serving: Serving) -> None:
+    with grpc.insecure_channel(serving.grpc, compression=grpc.Compression.Gzip) as channel:
+        stub = GRPCInferenceServiceStub(channel)
+        zeros = np.zeros((2, 3), np.float32)
+        message = request("double", zeros, id="i" * 10_000)
+        assert stub.ModelInfer(message, timeout=WAIT_S).id == message.id
+        large = pb.ModelInferRequest(model_name="double", raw_input_contents=[bytes(2 << 20)])  # 2 KiB on the wire
+        assert refused(stub.ModelInfer, large)[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert stub.ModelInfer(message, timeout=WAIT_S).outputs
+
+
 def test_a_stream_that_breaks_off_takes_its_requests_along(serving: Serving, stub: Any, gate: None) -> None:
     before = serving.statistics("gated").cancelled
     stream = stub.ModelStreamInfer(iter([request("gated", ONE)] * 3), timeout=WAIT_S)
@@ -347,6 +374,16 @@ def test_there_are_no_more_connections_than_may_be() -> None:
         assert stubs[1].ModelInfer(request("double", X), timeout=WAIT_S).outputs
         for channel in channels[1:]:
             channel.close()
+
+
+def test_a_connection_on_which_nothing_is_said_is_closed() -> None:
+    with Serving({"double": MODELS["double"]}, limits={"request_s": 0.2}) as serving:
+        host, _, port = serving.grpc.partition(":")
+        with socket.create_connection((host, int(port)), WAIT_S) as silent:
+            while silent.recv(4096):
+                pass
+        with grpc.insecure_channel(serving.grpc) as channel:
+            assert GRPCInferenceServiceStub(channel).ModelInfer(request("double", X), timeout=WAIT_S).outputs
 
 
 def test_no_more_calls_are_answered_at_a_time_than_may_be(serving: Serving, gate: None) -> None:

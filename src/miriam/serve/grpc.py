@@ -234,6 +234,7 @@ class GrpcServer:
                 ("grpc.max_allowed_incoming_connections", self._limits.connections),
                 ("grpc.max_concurrent_streams", _STREAMS),
                 ("grpc.max_connection_idle_ms", int(self._limits.idle_s * 1e3)),
+                ("grpc.server_handshake_timeout_ms", int(self._limits.request_s * 1e3)),
                 ("grpc.keepalive_time_ms", 60_000),  # so that a client that fell silent is found
                 ("grpc.so_reuseport", 0),  # else a second server on the port takes half of the clients unseen
             ],
