@@ -18,7 +18,7 @@ from ptx_memory import MachineError, Memory
 from miriam.elastic.rewrite import Form
 from miriam.elastic.state import ALL, LOOKS, MAX_LAUNCHES, NONE, Lane
 
-LINKS = (Link(block=7), Link("shared", each=2), Link(block=5, columns=3), Link("whole"))
+LINKS = (Link(block=7), Link("shared"), Link(block=5, columns=3), Link("whole"))
 FORMS = pytest.mark.parametrize("form", [Form.DIRECT, Form.STRIDED])
 EMPTY = Lane(limit=0, width=0, first=MAX_LAUNCHES, epoch=1)  # a pass that runs nothing
 
@@ -36,7 +36,7 @@ class Behind:
     ) -> None:
         self.memory = Memory()
         steps, _ = Chain(40, LINKS).build(self.memory)
-        self.lane = Elastic(self.memory, steps, [link.each for link in LINKS], patch=patch).lane()
+        self.lane = Elastic(self.memory, steps, patch=patch).lane()
         self.memory.write(self.lane.address, record.pack())
         self.image = self.memory.image()
         self.launch = self.lane.launch(index, form, 3, waits=waits)
