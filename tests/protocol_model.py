@@ -9,19 +9,21 @@ passes or a writer of limits could take next, until no new state is found. What 
     A share starts only when all shares of all launches before its own have ended.
 ``pause``
     Whoever writes a limit is heard: a worker starts a share only if the limit was the width of the pass
-    when it looked last, and above 0, and it looks again before each one. Opaque launches do not ask.
+    when it looked last, and it looks again before each one. The width is above 0, and ALL in an exclusive pass,
+    unless the gate of a resident inference tired of waiting for that. Opaque launches do not ask.
 ``width``
     Never more workers of a claimed pass are inside a share than the width of the pass. There is one on each SM,
     and it knows the rank of its SM.
 ``progress``
     A pass that is alone, under a limit that stays as its gate saw it, completes the inference; the limit
     must be ``ALL`` for an exclusive one, and above 0 for a claimed one. The gate of a resident inference
-    waits for such a limit, but not if there is nothing to run.
+    waits for such a limit, but not if there is nothing to run; with one that may tire (``Setting.impatient``)
+    the pass completes under any limit.
 
-Workers of a launch may start as late as they like, and in any order. Passes follow one another
-forever, also when there is nothing left to do. ``LINES`` names each line of the protocol and each
-condition that its caller keeps: a search without one of them finds a broken promise, and a shortest
-way there. ``SPARE`` names what may be left out: it only saves time.
+Workers of a launch may start as late as they like, and in any order; one that waits behind a stop and then leaves,
+having written nothing, is no more than late. Passes follow one another forever, also when there is nothing left to
+do. ``LINES`` names each line of the protocol and each condition that its caller keeps: a search without one of them
+finds a broken promise, and a shortest way there. ``SPARE`` names what may be left out: it only saves time.
 
 What is taken for granted: kernels of a lane run one after another, and each sees what those before it
 wrote; one worker's accesses happen in program order. A lane's words need not be read at once
@@ -168,17 +170,18 @@ class Model:
             for at in range(self.at[lane], self.at[lane + 1], 3):
                 worker = state[at : at + 3]
                 if worker != past and (worker[0] or worker[1]):  # equal workers do equal things
-                    yield self._access(state, lane, at)
+                    tires = self.points.access[worker[0] << 8 | worker[1]] == ("tires",)
+                    for chosen in (False, True) if tires else (None,):
+                        yield self._access(state, lane, at, chosen)
                 past = worker
         yield from self._limits(state)
         yield from self._passes(state, flying)
 
     # Workers and gates
 
-    def _access(self, state: bytes, lane: int, at: int) -> Step:
+    def _access(self, state: bytes, lane: int, at: int, result: Any) -> Step:
         new, point, caller = bytearray(state), state[at] << 8 | state[at + 1], self.caller + 4 * lane
         access, broken = self.points.access[point], ""
-        result: Any = None
         match access:
             case ("load", word):
                 result = state[word]
@@ -199,7 +202,7 @@ class Model:
                 elif state[caller] == 1:
                     new[caller + 3] &= limit != 0 if state[caller + 1] & CLAIMED else limit == ALL
                 elif part != "rest":
-                    new[at + 2] = limit == state[width] != 0
+                    new[at + 2] = limit == state[width] and self._wide(state, lane)
             case ("begin", i, b, copy):
                 broken = self._begin(state, new, lane, at, i, b, copy)
             case ("end", i, b):
@@ -231,11 +234,17 @@ class Model:
             return ""
         limit, width = state[self.words["limit", lane, copy]], state[self.words["width", lane]]
         new[at + 2] = 0
-        if not state[at + 2] and (limit != width or limit == 0):
+        if not state[at + 2] and not (limit == width and self._wide(state, lane)):
             return "pause"
         workers = (state[k] << 8 | state[k + 1] for k in range(self.at[lane], self.at[lane + 1], 3))
         inside = sum(self.points.access[point][0] == "end" for point in workers)
         return "width" if state[self.caller + 4 * lane + 1] & CLAIMED and inside >= width else ""
+
+    def _wide(self, state: bytes, lane: int) -> bool:
+        """Whether the width of a pass is one that lets it run."""
+        width, way = state[self.words["width", lane]], state[self.caller + 4 * lane + 1]
+        tired = self.setting.impatient and way == STEPPED | EXCLUSIVE
+        return width > 0 if way & CLAIMED else width == ALL or tired
 
     def _leave(self, new: bytearray, lane: int) -> str:
         """Start the next kernel of the pass, or end the pass, if this was the last worker."""

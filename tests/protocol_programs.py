@@ -27,7 +27,7 @@ class Programs:
     def __init__(self, setting: Setting, without: frozenset[str]):
         self.shares, self.launches = setting.shares, len(setting.shares)
         self.copies, self.torn, self.without = setting.copies, setting.torn, without
-        self.narrow = not setting.opaque
+        self.narrow, self.patient = not setting.opaque, not setting.impatient
         names: list[tuple[Any, ...]] = [(name,) for name in ("next", "epoch", "mode", "last", "begun", "wanted")]
         for lane in range(len(setting.ways)):
             # Of width, first and epoch all copies are equal while anybody looks: gates write them, alone in a lane.
@@ -82,8 +82,8 @@ class Programs:
 
     def direct(self, lane: int, i: int, b: int) -> Program:
         copy = b % self.copies
-        limit, _, first, epoch, stop = yield from self.record(lane, copy)
-        leave = limit != ALL and self.has("direct: limit")
+        limit, width, first, epoch, stop = yield from self.record(lane, copy)
+        leave = limit != (width if self.has("direct: width") else ALL) and self.has("direct: limit")
         if leave and not self.has("direct: pass before limit"):
             return ("leave", lane, i, "direct", copy)
         if (i < first and self.has("direct: before first")) or (i > stop and self.has("direct: behind stop")):
@@ -232,33 +232,39 @@ class Programs:
         )
 
     def wait(self, lane: int, mode: int, after: int, new: bool) -> Program:
-        """The gate of a resident inference; its way is known when the limit lets it run."""
+        """The gate of a resident inference; its way is known when the limit lets it run, or it has waited for long."""
         limit = yield ("limit", lane, 0)
         closed = limit == 0 or (limit != ALL and not self.narrow)
         idle = after >= self.launches
         if closed and self.has("resident: wait") and not (idle and self.has("resident: nothing to run")):
-            yield ("sleep",)
-            return ("wait", lane, mode, after, new)
-        way = CLAIMED if limit != ALL and self.narrow and not idle and self.has("resident: way") else EXCLUSIVE
+            if self.patient or not (yield ("tires",)):
+                yield ("sleep",)
+                return ("wait", lane, mode, after, new)
+            limit = yield ("limit", lane, 0)
+            way = EXCLUSIVE if self.has("resident: tired") else CLAIMED
+        else:
+            way = CLAIMED if limit != ALL and self.narrow and not idle and self.has("resident: way") else EXCLUSIVE
         width = limit if self.has("resident: one limit") else (yield ("limit", lane, 0))
         yield self.store(way, "choice", lane)
-        return ("begins", lane, way, way == CLAIMED and (new or mode == EXCLUSIVE), after, limit, width, new)
+        nothing = way == CLAIMED and limit == 0
+        return ("begins", lane, way, way == CLAIMED and (new or mode == EXCLUSIVE), after, nothing, width, new)
 
     def latch(self, lane: int, way: int, switch: bool, after: int, new: bool) -> Program:
         limit = yield ("limit", lane, 0)
         width = limit if self.has("gate: one limit") else (yield ("limit", lane, 0))
-        return ("begins", lane, way, switch, after, limit, width, new)
+        nothing = limit == 0 if way == CLAIMED else limit != ALL
+        return ("begins", lane, way, switch, after, nothing, width, new)
 
-    def begins(self, lane: int, way: int, switch: bool, after: int, limit: int, width: int, new: bool) -> Program:
+    def begins(self, lane: int, way: int, switch: bool, after: int, nothing: bool, width: int, new: bool) -> Program:
         yield self.store(after, "next")
         if self.has("gate: mode"):
             yield self.store(way, "mode")
         yield self.store(lane if way == EXCLUSIVE else NONE, "last")
         if switch:
-            return ("clear", lane, way, after, limit, width, new)
-        return ("publish", lane, way, after, limit, width)
+            return ("clear", lane, after, nothing, width, new)
+        return ("publish", lane, after, nothing, width)
 
-    def clear(self, lane: int, way: int, after: int, limit: int, width: int, new: bool) -> Program:
+    def clear(self, lane: int, after: int, nothing: bool, width: int, new: bool) -> Program:
         if self.has("gate: clear of new" if new else "gate: clear"):
             for i in range(after, self.launches):
                 yield self.store(0, "claimed", i)
@@ -268,14 +274,13 @@ class Programs:
             for b in range(self.shares[after]):
                 if (yield self.load("taken", after, b)) == epoch:
                     yield self.add("done", after)
-        return ("publish", lane, way, after, limit, width)
+        return ("publish", lane, after, nothing, width)
 
-    def publish(self, lane: int, way: int, after: int, limit: int, width: int) -> Program:
-        nothing = limit == 0 if way == CLAIMED else limit != ALL
+    def publish(self, lane: int, after: int, nothing: bool, width: int) -> Program:
         nothing = (nothing and self.has("gate: none under 0")) or after >= self.launches
         yield self.store((yield self.load("epoch")), "epoch", lane)
         if not self.has("gate: limit left alone"):
-            yield from (self.store(limit, "limit", lane, copy) for copy in range(self.copies))
+            yield from (self.store(width, "limit", lane, copy) for copy in range(self.copies))
         if self.has("gate: width"):
             yield self.store(width, "width", lane)
         if self.has("gate: first"):

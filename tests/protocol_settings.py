@@ -30,7 +30,8 @@ LINES = {
     "direct: behind stop": "i > stop: leave",
     "direct: pass before limit": "a launch that the pass does not run leaves before it looks at the limit",
     "direct: taken": "taken[b] == epoch: leave",
-    "direct: limit": "limit != ALL: leave",
+    "direct: limit": "limit != width: leave",
+    "direct: width": "it is the width that the limit is compared with, not ALL",
     "direct: stop": "stop = i, when it leaves for the limit",
     "direct: stop everywhere": "in all copies of the lane's words",
     "direct: take": "taken[b] = epoch",
@@ -72,6 +73,7 @@ LINES = {
     "resident: nothing to run": "a gate that has nothing to run does not wait",
     "resident: way": "the pass is a claimed one unless the limit is ALL",
     "resident: one limit": "the limit that ended the wait is the width",
+    "resident: tired": "a gate that has waited for long begins an exclusive pass, whatever the limit is",
     "step: next": "next is written",
     "step: forget": "last = NONE: no gate looks at the lane any more",
     "look: before first": "i < first: the launch does not run",
@@ -131,6 +133,8 @@ class Setting:
         Whether other programs have passes in the lanes, between those of this one.
     torn
         Which part of a lane's record is loaded first; "" if all is loaded at once.
+    impatient
+        Whether a gate that waits may tire of it at any time.
     """
 
     shares: tuple[int, ...] = (2, 1)
@@ -144,6 +148,7 @@ class Setting:
     inferences: int = 1
     borrowed: bool = False
     torn: str = ""
+    impatient: bool = False
 
 
 EITHER = (EXCLUSIVE, CLAIMED)
@@ -168,6 +173,11 @@ SETTINGS = {
     "resident looks": Setting((1, 2, 1), LOOKED, LOOKED, ((RESIDENT,),), copies=2, limits=(0, ALL), changes=2),
     "resident in two lanes": Setting((2, 1), ways=(ALONE, ALONE), workers=(1, 1), limits=(0,), borrowed=True),
     "resident and others": Setting(ways=((RESIDENT, *EITHER),), workers=(2,), limits=(0, 1, ALL), changes=2),
+    "impatient": Setting(ways=(ALONE,), workers=(2,), limits=(0, 1, ALL), changes=2, borrowed=True, impatient=True),
+    "impatient copies": Setting((1, 1), ways=(ALONE,), copies=2, limits=(0, 1, ALL), changes=2, impatient=True),
+    "impatient looks": Setting(
+        (1, 2, 1), LOOKED, LOOKED, ((RESIDENT,),), limits=(0, 1, ALL), changes=2, impatient=True
+    ),
 }
 LARGE = {
     "direct": Setting((3, 2, 3), changes=5, inferences=3),
@@ -186,6 +196,8 @@ LARGE = {
     "resident copies": Setting(ways=(ALONE,), workers=(2,), copies=2, changes=2, inferences=2, borrowed=True),
     "resident looks": Setting((1, 3, 1), LOOKED, LOOKED, ((RESIDENT,),), copies=2, changes=3, inferences=2),
     "resident in two lanes": Setting(ways=(ALONE, ALONE), workers=(2, 1), changes=2, inferences=2, borrowed=True),
+    "impatient": Setting((2, 2), ways=(ALONE,), workers=(2,), changes=3, inferences=2, borrowed=True, impatient=True),
+    "impatient looks": Setting((1, 3, 1), LOOKED, LOOKED, ((RESIDENT,),), copies=2, changes=3, impatient=True),
     "resident, limit first": Setting(ways=(ALONE,), workers=(2,), changes=3, inferences=2, torn="limit"),
     "resident, limit last": Setting(ways=(ALONE,), workers=(2,), changes=3, inferences=2, torn="rest"),
 }
