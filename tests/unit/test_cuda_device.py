@@ -128,7 +128,7 @@ def test_a_critical_request_costs_two_calls_of_the_driver(cu: FakeDriver) -> Non
 
 def test_a_kind_of_run_has_one_graph(cu: FakeDriver) -> None:
     on = opened()
-    for graphs, sms in ((1, {}), (2, {1: 0}), (2, {1: 24})):
+    for graphs, sms in ((1, {}), (3, {1: 0}), (3, {1: 24})):  # with limits one that takes hold by itself, too
         for number in range(3):
             on.submit(Run(request(FAST, number), 0, limits=sms))
         assert cu.names().count("cuGraphInstantiate") == graphs

@@ -116,6 +116,8 @@ def captured_graph(
     CompileError
         An output is no tensor on the GPU.
     """
+    from miriam.device.cuda.driver import CAPTURING
+
     cuda = need_torch().cuda
     side = cuda.Stream()
     side.wait_stream(cuda.current_stream())
@@ -131,7 +133,8 @@ def captured_graph(
         graph = cuda.CUDAGraph(keep_graph=True)
         here, on = cuda.current_stream(), cuda.ExternalStream(int(stream.handle))
         try:
-            with cuda.graph(graph, stream=on, capture_error_mode="thread_local"):  # other threads may be serving
+            # Other threads may be serving: what they call must not end this capture, nor this end theirs.
+            with CAPTURING, cuda.graph(graph, stream=on, capture_error_mode="thread_local"):
                 result = call(*inputs)
         except BaseException:
             # A capture that fails leaves the other stream as the current one, though it is about to be destroyed, and

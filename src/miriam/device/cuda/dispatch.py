@@ -161,11 +161,13 @@ class Dispatcher:
                     return
             with self._loading():
                 holds = self._limits.of(run.limits)
-                if narrow is None:
-                    graph = work.original(lane, run.launches, holds, hold=hold)
-                else:
-                    graph = work.resident(lane, holds, hold=hold, narrow=narrow)
-                lane.plans[key] = Plan(graph, holds)
+                # Both, since PyTorch may be collecting a graph when the other one is wanted.
+                for inside in (False, True) if run.limits else (False,):
+                    if narrow is None:
+                        graph = work.original(lane, run.launches, holds, hold=inside)
+                    else:
+                        graph = work.resident(lane, holds, hold=inside, narrow=narrow)
+                    lane.plans[work, run.first, run.last, narrow, inside, *run.limits] = Plan(graph, holds)
 
     def _hold(self, run: Run) -> None:
         """Hold the lanes that a run limits, until :meth:`_hear` lets them go; for runs whose graphs do not."""

@@ -6,7 +6,7 @@ Every call goes through :func:`check`, which turns a driver error into a
 """
 
 from miriam.device.cuda.driver.calls import check, profiled, unavailable
-from miriam.device.cuda.driver.capture import Capture
+from miriam.device.cuda.driver.capture import CAPTURING, Capture
 from miriam.device.cuda.driver.event import Event
 from miriam.device.cuda.driver.gpu import Gpu, many_queues
 from miriam.device.cuda.driver.graph import Graph
@@ -17,6 +17,7 @@ from miriam.device.cuda.driver.partition import Partition
 from miriam.device.cuda.driver.stream import Stream
 
 __all__ = [
+    "CAPTURING",
     "Capture",
     "Event",
     "Function",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
 
     from miriam.device.cuda.driver.stream import Stream
 
-__all__ = ["Capture", "begin_capture"]
+__all__ = ["CAPTURING", "Capture", "begin_capture"]
+
+CAPTURING = threading.RLock()
+"""Held by whoever collects a graph: PyTorch waits for the whole GPU before it does, which ends what others collect."""
 
 
 _PAGE = 4096  # bytes from address 0 where nothing lies
@@ -54,11 +58,16 @@ class Capture:
         self._graph: Graph | None = None
 
     def __enter__(self) -> Capture:
-        self.stream = self._around if self._body is None else self._around.sibling()
+        CAPTURING.acquire()
         try:
-            begin_capture(self.stream, self._body)
+            self.stream = self._around if self._body is None else self._around.sibling()
+            try:
+                begin_capture(self.stream, self._body)
+            except BaseException:
+                self._close_streams()
+                raise
         except BaseException:
-            self._close_streams()
+            CAPTURING.release()
             raise
         return self
 
@@ -78,6 +87,7 @@ class Capture:
             made = check("cuStreamEndCapture", self.stream.handle)
         finally:
             self._close_streams()  # no sooner: they take part in the capture
+            CAPTURING.release()
         if self._body is None:
             self._graph = Graph(made)
 
