@@ -236,7 +236,8 @@ def leaving(record: dict[str, Any]) -> str:
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     sums = {f"**all {kind}**": facts for kind, facts in record["leaving"].items()}
-    for name, facts in {**{f"`{name}`": facts for name, facts in record["programs"].items()}, **sums}.items():
+    own = {f"`{name}`": facts for name, facts in record["programs"].items() if "leaving_us" in facts}
+    for name, facts in {**own, **sums}.items():
         left, walked = facts["leaving_us"], facts["walked_us"]
         cells = [f"{left['samples']:,}", *(f"{left[part]:,.1f} us" for part in ("p50", "p90", "p99", "max"))]
         cells += [f"{left['within_goal']:.1%}", *(f"{walked[part]:,.1f} us" for part in ("p50", "p99"))]
@@ -348,6 +349,28 @@ def serve_soak(record: dict[str, Any]) -> str:
     )
 
 
+def segments(record: dict[str, Any]) -> str:
+    """Where the time of a critical request goes."""
+    ways = record["ways"]
+    count = len(next(iter(ways.values()))["segments_us"])
+    quarters = [range(i * count // 4, (i + 1) * count // 4) for i in range(4)]
+    rows = [
+        f"| `{record['critical']}` | {' | '.join(f'{word} quarter' for word in ('first', 'second', 'third', 'last'))} "
+        "| on the GPU | from its submission |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for label, facts in ways.items():
+        sums = [sum(facts["segments_us"][i] for i in quarter) for quarter in quarters]
+        cells = [f"{us:,.0f} us" for us in (*sums, facts["gpu_us"], facts["service_us"])]
+        rows.append(f"| {label} | {' | '.join(cells)} |")
+    return (
+        "\n".join(rows)
+        + f"\n\nMeasured on one {record['gpu']} (CUDA {record['cuda']}, {record['date']}): medians of "
+        + f"{min(facts['requests'] for facts in ways.values())} requests each, 200 a second, beside "
+        + f"`{record['normal']}`; quarters of its launches, by the clock of the GPU.\n"
+    )
+
+
 def table(name: str) -> str:
     """The table of a record."""
     if name == "glance":
@@ -360,7 +383,7 @@ def table(name: str) -> str:
         "zoo": zoo, "solo-accuracy": solo, "elastic-kernels": elastic_kernels, "elastic-cost": elastic_cost,
         "interruptions": interruptions, "leaving": leaving, "rewriting": rewriting,
         "model-check-h200": model_check, "cpu-company": cpu_company, "serve-overhead": serve_overhead,
-        "start-times": start_times, "serve-soak": serve_soak,
+        "start-times": start_times, "serve-soak": serve_soak, "critical-segments": segments,
     }  # fmt: skip
     return makers[name](record)
 

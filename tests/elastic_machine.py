@@ -39,6 +39,7 @@ from miriam.elastic.state import (
     NONE,
     SLOT_BYTES,
     SMS,
+    STAYS_AT,
     TAKEN_BYTES,
     WANTED_AT,
     Argument,
@@ -245,6 +246,10 @@ class ElasticLane:
         for _ in self.writes(limit):
             pass
 
+    def stay(self, stays: bool) -> None:
+        """Say whether who comes behind a stop stays there."""
+        self._memory.write(self.address + STAYS_AT, int(stays).to_bytes(4, "little"))
+
     def enqueue(
         self,
         scheduler: Scheduler,
@@ -253,14 +258,15 @@ class ElasticLane:
         forms: Sequence[Form] | None = None,
         slots: Sequence[int] = (0, 1, 2),
         after: Launch | None = None,
-        waits: bool = False,
+        stays: bool = False,
     ) -> Launch:
         """Enqueue a pass; its gate.
 
         ``workers`` is for a claimed pass; ``forms`` chooses between direct and strided in an exclusive one;
-        ``after`` keeps the gate back until another launch has ended; ``waits`` is as in ``state.Argument``.
+        ``after`` keeps the gate back until another launch has ended; ``stays`` is as in :class:`Lane`.
         """
         elastic = self._elastic
+        self.stay(stays)
         name, threads = (EXCLUSIVE, EXCLUSIVE_THREADS) if workers is None else (CLAIMED, CLAIMED_THREADS)
         addresses = [elastic.inference.to_bytes(8, "little"), self.address.to_bytes(8, "little")]
         gate = elastic.gates.launch(name, (1, 1, 1), (threads, 1, 1), addresses)
@@ -268,7 +274,7 @@ class ElasticLane:
         self._tail = scheduler.add(gate, after or self._tail)
         for i in range(len(elastic.steps)):
             form = Form.LOOPED if workers is not None else forms[i] if forms else Form.DIRECT
-            self._tail = scheduler.add(self.launch(i, form, workers or 0, slots, waits=waits), self._tail)
+            self._tail = scheduler.add(self.launch(i, form, workers or 0, slots), self._tail)
         return gate
 
     def resident(
@@ -279,13 +285,14 @@ class ElasticLane:
         forms: Sequence[Form] | None = None,
         slots: Sequence[int] = (0, 1, 2),
         looked: Collection[int] = (),
-        waits: bool = True,
+        stays: bool = True,
     ) -> Iterator[None]:
         """Do what the graph of a resident inference does: it goes on between turns until the inference is complete.
 
         ``workers`` None: there is no narrow form. Launches that are ``looked`` at run as they are, or not at all.
         """
         elastic = self._elastic
+        self.stay(stays)
 
         def ended(launch: Launch) -> Iterator[None]:
             self._tail = scheduler.add(launch, self._tail)
@@ -308,14 +315,12 @@ class ElasticLane:
                         yield from ended(elastic.original(i))
                 else:
                     form = Form.LOOPED if narrow else forms[i] if forms else Form.DIRECT
-                    yield from ended(self.launch(i, form, workers or 0, slots, waits=waits and not narrow))
+                    yield from ended(self.launch(i, form, workers or 0, slots))
             yield from ended(asked(STEP, inference, lane, told))
             if not self._memory.load(handle, 4):
                 return
 
-    def launch(
-        self, i: int, form: Form, workers: int = 0, slots: Sequence[int] = (0, 1, 2), *, waits: bool = False
-    ) -> Launch:
+    def launch(self, i: int, form: Form, workers: int = 0, slots: Sequence[int] = (0, 1, 2)) -> Launch:
         """One launch of a pass, behind no gate."""
         elastic, step = self._elastic, self._elastic.steps[i]
         has, count = step.made.forms[step.entry], elastic.shares[i]
@@ -326,7 +331,7 @@ class ElasticLane:
         everywhere = max(workers, len(slots)), 1, 1  # on each SM, or a narrow lane might have none of its own
         grid = {Form.STRIDED: (count, 1, 1), Form.LOOPED: everywhere}.get(form, step.grid)
         counter = elastic.counters + COUNTER_BYTES * i
-        told = Argument(self.address, elastic.taken[i], counter, self._slots, i, count, step.grid, waits)
+        told = Argument(self.address, elastic.taken[i], counter, self._slots, i, count, step.grid)
         races = Races(device=False) if elastic._races else None
         return elastic.machines[i].launch(
             form.of(step.entry), grid, step.block, [*step.args, told.pack()], step.shared, slots=slots, races=races

@@ -17,12 +17,13 @@ from support import Profiles, program
 from miriam.bench.arrivals import Closed, SeededTraffic, Uniform
 from miriam.coordinator import View, coordinate
 from miriam.device.base import Command, Event, EventKind, Lane, Limit, Run
+from miriam.device.cuda.clock import HostClock
 from miriam.device.cuda.device import CudaDevice
 from miriam.device.cuda.driver import HostMemory
 from miriam.device.cuda.lane import CudaLane
 from miriam.device.cuda.place import Place
 from miriam.device.cuda.work import Codes, Work
-from miriam.elastic.state import ALL
+from miriam.elastic.state import ALL, STAYS_AT
 from miriam.elastic.state import Lane as Record
 from miriam.errors import DeviceError
 from miriam.program import Kernel, Launch, Pointer, Scalar, Source
@@ -144,6 +145,31 @@ def test_a_lane_is_held_while_a_critical_run_lasts(cu: FakeDriver) -> None:
         ended(on)
         assert seen == [sms]
         assert limits(cu, record(cu)) == ALL
+    on.close()
+
+
+class Told(HostClock):
+    """A clock that shows what it is told."""
+
+    now_us = 0.0  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(("name", "stays"), [("cuda:0", [0, 1, 1, 0]), ("cuda:0/16", [0, 0, 0, 0])])
+def test_what_is_interrupted_stays_where_critical_runs_are_far_apart(
+    cu: FakeDriver, name: str, stays: list[int]
+) -> None:
+    clock = Told()
+    on = opened(name=name, clock=clock)
+    needed_us = 20 * 1.5 * len(SLOW.program.launches)
+    found = []
+    for share in (0.5, 1.2, 0.8, 0.3):
+        for _ in range(40):
+            clock.now_us += share * needed_us
+            on.submit(Run(request(SLOW), 1, workers=8))
+            on.submit(Run(request(FAST), 0, limits={1: 0}))
+            ended(on)
+        found.append(int.from_bytes(cu.memory.read(record(cu) + STAYS_AT, 4), "little"))
+    assert found == stays
     on.close()
 
 

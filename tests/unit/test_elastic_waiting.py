@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from random import Random
 
@@ -20,6 +21,7 @@ from miriam.elastic.state import ALL, LOOKS, MAX_LAUNCHES, NONE, Lane
 
 LINKS = (Link(block=7), Link("shared"), Link(block=5, columns=3), Link("whole"))
 FORMS = pytest.mark.parametrize("form", [Form.DIRECT, Form.STRIDED])
+TIRED = Lane(limit=0, width=0, first=1, epoch=1)  # one that a gate began after it had waited in vain
 EMPTY = Lane(limit=0, width=0, first=MAX_LAUNCHES, epoch=1)  # a pass that runs nothing
 
 
@@ -32,14 +34,14 @@ class Behind:
     """Launch ``index`` of a chain in a lane with the words of ``record``."""
 
     def __init__(
-        self, record: Lane, index: int, form: Form, *, waits: bool = True, patch: Patch = str, seed: int = 0
+        self, record: Lane, index: int, form: Form, *, stays: bool = True, patch: Patch = str, seed: int = 0
     ) -> None:
         self.memory = Memory()
         steps, _ = Chain(40, LINKS).build(self.memory)
         self.lane = Elastic(self.memory, steps, patch=patch).lane()
-        self.memory.write(self.lane.address, record.pack())
+        self.memory.write(self.lane.address, replace(record, stays=int(stays)).pack())
         self.image = self.memory.image()
-        self.launch = self.lane.launch(index, form, 3, waits=waits)
+        self.launch = self.lane.launch(index, form, 3)
         self.scheduler = Scheduler(Random(seed), self.launch)
 
     def leaves(self) -> int:
@@ -82,7 +84,7 @@ def test_the_first_worker_of_the_next_launch_stays_until_there_is_a_limit(
 
 @FORMS
 @pytest.mark.parametrize(
-    ("record", "index", "waits"),
+    ("record", "index", "stays"),
     [
         (stopped(0), 1, False),
         (EMPTY, 0, False),
@@ -92,10 +94,11 @@ def test_the_first_worker_of_the_next_launch_stays_until_there_is_a_limit(
         (stopped(0, limit=1), 1, True),
         (stopped(0, limit=ALL, width=0), 1, True),
         (Lane(limit=3, width=3, first=MAX_LAUNCHES, epoch=1), 0, True),
+        (TIRED, 0, True),
     ],
 )
-def test_others_leave_at_once(record: Lane, index: int, waits: bool, form: Form) -> None:
-    Behind(record, index, form, waits=waits).leaves()
+def test_others_leave_at_once(record: Lane, index: int, stays: bool, form: Form) -> None:
+    Behind(record, index, form, stays=stays).leaves()
 
 
 @pytest.mark.parametrize(("index", "form"), [(1, Form.LOOPED), (3, Form.GUARDED)])
@@ -122,10 +125,10 @@ def test_launches_behind_the_next_one_come_when_it_leaves(
     memory, chain = Memory(), Chain(40, (*LINKS[:3], Link()))
     steps, at = chain.build(memory)
     lane, scheduler = Elastic(memory, steps).lane(), Scheduler(Random(seed))
-    memory.write(lane.address, Lane(limit=ALL, width=ALL, first=0, epoch=1).pack())
+    memory.write(lane.address, Lane(limit=ALL, width=ALL, first=0, epoch=1, stays=1).pack())
     launches: list[Launch] = []
     for i in range(4):
-        launch = lane.launch(i, Form.STRIDED if strided else Form.DIRECT, waits=True)
+        launch = lane.launch(i, Form.STRIDED if strided else Form.DIRECT)
         launches.append(scheduler.add(launch, launches[-1] if launches else None))
 
     def ran() -> list[int]:
@@ -152,7 +155,8 @@ def test_launches_behind_the_next_one_come_when_it_leaves(
 LINES = {
     "of the next launch": (r"setp\.ne\.u32 %~p, %~c, %~i;", "mov.pred %~p, 0;"),
     "the first": (r"setp\.ne\.or\.u32 %~p, %~a, 0, %~p;", ""),
-    "where it is wanted": (r"setp\.eq\.or\.u32 %~p, %~b, 0, %~p;", ""),
+    "where it is wanted": (r"setp\.eq\.u32 %~p, %~b, 0;", "mov.pred %~p, 0;"),
+    "of a pass that runs something not the first": (r"or\.pred %~p, %~p, %~out;", ""),
     "until there is a limit": (r"setp\.ne\.u32 %~p, %~limit, 0;", "mov.pred %~p, 0;"),
     "a new one": (r"(\$~wait:\s+)ld\.[^;]*;", r"\1mov.u32 %~limit, 0;"),
     "for so long": (r"setp\.eq\.or\.u32 %~p, %~c, 0, %~p;", ""),
@@ -163,7 +167,8 @@ LINES = {
 def holds(form: Form, patch: Patch) -> None:
     one_stays(stopped(0), 1, form, ALL, patch)
     Behind(stopped(0), 2, form, patch=patch).leaves()
-    Behind(stopped(0), 1, form, waits=False, patch=patch).leaves()
+    Behind(stopped(0), 1, form, stays=False, patch=patch).leaves()
+    Behind(TIRED, 0, form, patch=patch).leaves()
     Behind(stopped(0), 1, form, patch=lambda text: patch(patience(3)(text))).leaves()
 
 

@@ -24,7 +24,7 @@ from miriam.elastic.state import (
     LOOK_NS,
     LOOKS,
     MAX_LAUNCHES,
-    WAITS_AT,
+    STAYS_AT,
 )
 
 __all__ = ["WAIT", "Entry", "direct", "guarded", "looped", "shard", "strided"]
@@ -83,15 +83,20 @@ $~take:
 	st.relaxed.gpu.global.u16 [%~at], %~h;
 $~join:
 """
-# Behind a stop, the first worker of the next launch waits there (Argument.waits).
+# Behind a stop, the first worker of the next launch waits there (Lane.stays); in a pass that runs nothing, that of
+# launch 0, which otherwise leaves because it is complete.
 _RARE = f"""$~rare:
 	mov.pred %~leave, 1;
 	@!%~out bra $~mine;
-	ld.param.u32 %~b, [~+{WAITS_AT}];
 	add.u32 %~c, %~stop, 1;
 	setp.ne.u32 %~p, %~c, %~i;
 	setp.ne.or.u32 %~p, %~a, 0, %~p;
-	setp.eq.or.u32 %~p, %~b, 0, %~p;
+	setp.ne.u32 %~out, %~f, {MAX_LAUNCHES};
+	setp.eq.and.u32 %~out, %~i, 0, %~out;
+	or.pred %~p, %~p, %~out;
+	@%~p bra $~join;
+	ld.relaxed.gpu.global.u32 %~b, [%~lane+{STAYS_AT}];
+	setp.eq.u32 %~p, %~b, 0;
 	@%~p bra $~join;
 	mov.u32 %~c, {LOOKS};
 $~wait:

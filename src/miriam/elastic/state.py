@@ -40,8 +40,8 @@ __all__ = [
     "SLOT_BYTES",
     "SMS",
     "SM_TABLE_BYTES",
+    "STAYS_AT",
     "TAKEN_BYTES",
-    "WAITS_AT",
     "WANTED_AT",
     "Argument",
     "Counter",
@@ -67,7 +67,7 @@ SLOT_BYTES = 4  # for each worker of a looped launch: one past the share it runs
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """One lane: 16 bytes that a worker loads at once, of which there are ``COPIES``.
+    """One lane: 16 bytes that a worker loads at once and 4 that few ask for, of which there are ``COPIES``.
 
     Attributes
     ----------
@@ -84,6 +84,10 @@ class Lane:
         Number of the inference.
     stop
         The launch at which the pass stopped, or ``NONE``.
+    stays
+        Whether, under a limit of 0, a worker of the next launch stays until there is another limit (for a second at
+        most), so that the launches behind it come and go when nobody wants the GPU for himself. Of the
+        first copy; may be written at any time.
     """
 
     limit: int = ALL
@@ -91,19 +95,21 @@ class Lane:
     first: int = MAX_LAUNCHES
     epoch: int = 0
     stop: int = NONE
+    stays: int = 0
 
     def pack(self) -> bytes:
         """All copies as they lie in memory."""
-        words = struct.pack("<IIHHI", self.limit, self.width, self.first, self.epoch, self.stop)
+        words = struct.pack("<IIHHII", self.limit, self.width, self.first, self.epoch, self.stop, self.stays)
         return words.ljust(COPY_BYTES, b"\0") * COPIES
 
     @staticmethod
     def unpack(raw: bytes) -> Lane:
-        """The first copy in ``raw``."""
+        """The first copy in ``raw``, as a worker loads it: without ``stays``."""
         return Lane(*struct.unpack_from("<IIHHI", raw))
 
 
 LANE_BYTES = len(Lane().pack())
+STAYS_AT = 16  # where its words have ``stays``
 
 SMS = 256  # that a table of ranks has room for
 SM_TABLE_BYTES = 4 * SMS  # it lies behind the lane's words
@@ -265,9 +271,6 @@ class Argument:
         Shares of this launch.
     grid
         The logical grid.
-    waits
-        Whether a worker behind a launch that stopped for a limit of 0 stays until there is another limit (for a
-        second at most), so that the launches behind it come and go when nobody wants the GPU for himself.
     """
 
     lane: int
@@ -277,14 +280,12 @@ class Argument:
     index: int
     shares: int
     grid: tuple[int, int, int]
-    waits: bool = False
 
     def pack(self) -> bytes:
         """As the kernel receives it."""
         x, y, z = self.grid
         addresses = (self.lane, self.taken, self.counter, self.slots)
-        words = (self.index, x * y * z, self.shares, x, y, z, self.waits)
-        return struct.pack("<QQQQIIIIIIIxxxx", *addresses, *words)
+        return struct.pack("<QQQQIIIIII", *addresses, self.index, x * y * z, self.shares, x, y, z)
 
 
 ARGUMENT_BYTES = len(Argument(0, 0, 0, 0, 0, 1, (1, 1, 1)).pack())
@@ -312,7 +313,6 @@ class Piece:
 
 
 BEGIN_AT = 32  # where that has ``begin``
-WAITS_AT = 56  # where :class:`Argument` has ``waits``
 LOOK_NS, LOOKS = 500, 1_000_000  # how often who waits for a limit looks at it, and how many times at most
 
 

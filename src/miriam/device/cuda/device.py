@@ -142,7 +142,7 @@ class CudaDevice:
         self._place.activate()
         self._host = gpu.host_memory(WORDS * len(lanes))
         self._made.callback(self._host.close)
-        self._limits = Limits(self._place, self._codes.control, self._place.stream(len(lanes)), self._lanes)
+        self._limits = Limits(self._place, self._codes.control, self._place.stream(len(lanes)), self._lanes, self._now)
         self._made.callback(self._limits.close)
         wanted = [lane.sms for lane in lanes if lane.sms is not None]
         parts = [Place(gpu, partition) for partition in gpu.partitions(wanted)] if wanted else []
@@ -162,6 +162,9 @@ class CudaDevice:
             self._standing_still, self.loading, self._say,
         )  # fmt: skip
         self._made.callback(self._works.close)  # sooner than lanes
+
+    def _now(self) -> float:
+        return self._clock.now_us
 
     def offer(self, request: Request) -> None:
         """Let ``request`` arrive at its ``arrival_us``, or at once if that has passed. From any thread."""

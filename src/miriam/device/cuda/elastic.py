@@ -326,8 +326,8 @@ class ElasticLane:
         function = self._elastic.code.function(kernel, form)
         return function.blocks_per_sm(threads, kernel.dynamic_shared_bytes) * self.sms
 
-    def launch(self, stream: Stream, index: int, workers: int | None = None, *, waits: bool = False) -> None:
-        """Enqueue one launch of a pass, behind its gate; see :meth:`enqueue` and :class:`state.Argument`."""
+    def launch(self, stream: Stream, index: int, workers: int | None = None) -> None:
+        """Enqueue one launch of a pass, behind its gate; see :meth:`enqueue`."""
         elastic, instance = self._elastic, self._elastic.instance
         step = instance.program.launches[index]
         kernel = instance.program.kernels[step.kernel]
@@ -337,7 +337,7 @@ class ElasticLane:
             raise DeviceError(f"launch {index}, {kernel.name}, runs whole ({why}): it has no place in such a pass")
         grid, count = elastic.grids[index], elastic.shares[index]
         counter = elastic._counters + index * COUNTER_BYTES
-        told = Argument(self._record, elastic._taken[index], counter, self._slots, index, count, grid, waits)
+        told = Argument(self._record, elastic._taken[index], counter, self._slots, index, count, grid)
         args = [instance.address(a).to_bytes(8, "little") if isinstance(a, Pointer) else a.raw for a in step.args]
         whole = form in (Form.DIRECT, Form.GUARDED)
         # Workers of a looped launch go by the SM that they are on: with few of them there might be none on one that

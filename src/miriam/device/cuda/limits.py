@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from miriam.device.cuda.control import Control
@@ -11,11 +11,13 @@ from miriam.device.cuda.driver import Prepared, Stream
 from miriam.device.cuda.lane import CudaLane
 from miriam.device.cuda.place import Place
 from miriam.device.cuda.work import Holds
-from miriam.elastic.state import ALL, IDLE_AT, PADDED_AT
+from miriam.elastic.state import ALL, IDLE_AT, PADDED_AT, STAYS_AT
 
 __all__ = ["Limits"]
 
 _NOTHING = Holds()
+_PASSING_US = 1.5  # for a launch that is passed over, as measured: 1.1 us in its graph, and more beside others
+_SHARE = 1 / 20  # of the time between two critical requests that may be lost by passing over launches then
 
 
 class Limits:
@@ -30,6 +32,8 @@ class Limits:
         Of the device, not of a lane.
     lanes
         All lanes, by their numbers.
+    now_us
+        Gives the time.
 
     Attributes
     ----------
@@ -37,12 +41,15 @@ class Limits:
         Held while nobody may begin to load.
     """
 
-    def __init__(self, place: Place, control: Control, stream: Stream, lanes: Sequence[CudaLane]) -> None:
+    def __init__(
+        self, place: Place, control: Control, stream: Stream, lanes: Sequence[CudaLane], now_us: Callable[[], float]
+    ) -> None:  # fmt: skip
         self._place = place
         self._gpu = place.gpu
         self._control = control
         self._stream = stream
         self._lanes = lanes
+        self._now_us = now_us
         self._tables: dict[tuple[int, ...], int] = {}
         self._holding: dict[tuple[int, int], Prepared] = {}
         self._memory: list[int] = []
@@ -95,6 +102,8 @@ class Limits:
         """A run with these limits is about to be launched."""
         for number, sms in limits.items():
             lane = self._lanes[number]
+            if not lane.held:
+                lane.free_us += (self._now_us() - lane.freed_us - lane.free_us) / 8  # a mean over the last ones
             lane.held.append(lane.width(sms))
             self._pad(lane)
 
@@ -104,6 +113,9 @@ class Limits:
             lane = self._lanes[number]
             lane.held.remove(lane.width(sms))
             self._pad(lane)
+            if not lane.held:
+                lane.freed_us = self._now_us()
+                self._stay(lane)
 
     def hold(self, holds: Holds, count: int = 1) -> None:
         """Take hold now, in the place of a graph; or let go with a ``count`` of -1."""
@@ -135,6 +147,21 @@ class Limits:
         if lane.held and min(lane.held) != lane.padded:
             lane.padded = min(lane.held)
             self._write(lane, PADDED_AT, lane.padded)
+
+    def _stay(self, lane: CudaLane) -> None:
+        """Let what is interrupted pass over its other launches behind a critical request, or meanwhile.
+
+        Behind it they are in nobody's way, but the time for them is lost; that must be little of the time
+        until the next one.
+        """
+        launches = max((len(run.launches) for run in lane.flying if run.workers is not None), default=0)
+        if not (launches and lane.place.conditional):
+            return
+        needed_us = launches * _PASSING_US / _SHARE
+        stays = lane.free_us > (needed_us / 2 if lane.stays else needed_us)
+        if stays != lane.stays:
+            lane.stays = stays
+            self._stream.fill(lane.record + STAYS_AT, int(stays), 4, 1)
 
     def _write(self, lane: CudaLane, at: int, sms: int) -> None:
         self._stream.fill(lane.limiter + at, sms, 4, 1)

@@ -216,7 +216,7 @@ class Work:
             with self._capture(lane) as capture:
                 self._hold(capture, holds, hold)
                 own.gate(capture.stream)
-                self._exclusive(capture, own, lane, waits=True)
+                self._exclusive(capture, own, lane)
                 loop = capture.condition()
                 control.step(capture.stream, elastic.record, lane.record, loop)
                 with capture.loop(loop) as body:
@@ -225,12 +225,12 @@ class Work:
                         control.gate(body.stream, elastic.record, lane.record, choice)
                         wide, tight = body.choose(choice, 2)
                         with wide:
-                            self._exclusive(wide, own, lane, waits=True)
+                            self._exclusive(wide, own, lane)
                         with tight:
                             self._looped(tight, own)
                     else:
                         control.gate(body.stream, elastic.record, lane.record, 0)
-                        self._exclusive(body, own, lane, waits=True)
+                        self._exclusive(body, own, lane)
                     control.step(body.stream, elastic.record, lane.record, loop)
                 self._checked(capture, range(len(self.program.launches)))
                 self._release(capture, lane, holds)
@@ -304,7 +304,7 @@ class Work:
         """Let go, and tell the host."""
         self._codes.control.release(capture.stream, holds.table, len(holds.lanes), lane.counter, lane.words)
 
-    def _exclusive(self, capture: Capture, own: ElasticLane, lane: CudaLane, *, waits: bool = False) -> None:
+    def _exclusive(self, capture: Capture, own: ElasticLane, lane: CudaLane) -> None:
         code = self._codes.elastic(self.program)
         for i in range(len(self.program.launches)):
             if code.opaque(self.program.kernel_of(i)):
@@ -313,7 +313,7 @@ class Work:
                 with capture.when(run) as whole:
                     self.instance.enqueue(whole.stream, [i])
             else:
-                own.launch(capture.stream, i, waits=waits)
+                own.launch(capture.stream, i)
 
     def _looped(self, capture: Capture, own: ElasticLane) -> None:
         for i in range(len(self.program.launches)):
