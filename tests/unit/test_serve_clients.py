@@ -267,16 +267,6 @@ def test_models_come_and_go(ask: Callable[[Do], Any]) -> None:
     ask(do)
 
 
-def test_shared_memory_is_refused_with_the_way_out(ask: Callable[[Do], Any]) -> None:
-    async def do(client: Client) -> None:
-        tensor = client.kind.InferInput("x", [2, 3], "FP32")
-        tensor.set_shared_memory("region", X.nbytes)
-        with pytest.raises(InferenceServerException, match="send it in the request"):
-            await client.infer("double", [tensor])
-
-    ask(do)
-
-
 def test_many_at_a_time_each_get_their_own_answer(ask: Callable[[Do], Any]) -> None:
     async def do(client: Client) -> None:
         answers = await asyncio.gather(

@@ -182,7 +182,7 @@ def test_an_unknown_model_is_not_found(stub: Any, name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *(f"{kind}SharedMemory{verb}" for kind in ("System", "Cuda") for verb in ("Status", "Register", "Unregister")),
+        "CudaSharedMemoryRegister",
         "TraceSetting",
         "LogSettings",
     ],

@@ -227,7 +227,7 @@ ONE = tensor([2], "INT8")
         ("raising", {"inputs": [{k: v for k, v in ONE.items() if k != "data"}]}, "neither data nor binary_data_size"),
         ("raising", {"inputs": [ONE | {"parameters": {"binary_data_size": 1}}]}, "give one of them"),
         ("raising", {"inputs": [ONE | {"parameters": 1}]}, "is no object"),
-        ("raising", {"inputs": [ONE | {"parameters": {"shared_memory_region": "r"}}]}, "not in shared memory"),
+        ("raising", {"inputs": [ONE | {"parameters": {"shared_memory_region": "r"}}]}, "byte_size is None"),
         ("raising", {"inputs": [ONE], "outputs": [{"name": "y"}]}, "no output 'y'; its outputs: 'output0'"),
         ("raising", {"inputs": [ONE], "outputs": [{"name": "output0"}] * 2}, "an output twice"),
         ("raising", {"inputs": [ONE], "outputs": [{"name": "output0", "parameters": {"classification": 3}}]}, "labels"),

@@ -193,12 +193,9 @@ def test_a_parameter_that_is_no_number_is_refused(name: str) -> None:
 def test_what_is_not_here_is_said_to_be_not_here() -> None:
     sequence = raw([])
     sequence.parameters["sequence_id"].int64_param = 5
-    shared = raw([("FP32", np.ones(2, np.float32))])
-    shared.inputs[0].parameters["shared_memory_region"].string_param = "r"
-    into_shared, classes = raw([]), raw([])
-    into_shared.outputs.add(name="y").parameters["shared_memory_region"].string_param = "r"
+    classes = raw([])
     classes.outputs.add(name="y").parameters["classification"].int64_param = 3
-    for message in (sequence, shared, into_shared, classes):
+    for message in (sequence, classes):
         assert refused(message).status is Status.UNSUPPORTED
 
 

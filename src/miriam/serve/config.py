@@ -108,6 +108,8 @@ class Limits(_Section):
         default=30.0, description="Time that a client may take to send a request, or to take an answer."
     )
     idle_s: Seconds = Field(default=75.0, description="Time that a connection may be open without a request.")
+    shared_regions: Count = Field(default=256, description="Regions of shared memory that are registered at a time.")
+    shared_bytes: ByteSize = Field(default=ByteSize(4 << 30), gt=0, description="Of all of them.")
 
 
 class Tls(_Section):
@@ -155,6 +157,12 @@ class ServerConfig(_Section):
         default="127.0.0.1", description="Address to listen on. Beyond this machine only with a token or `clients`."
     )
     ports: Ports = Field(default=Ports(), description="Where to listen.")
+    shared_memory: bool | None = Field(
+        default=None,
+        strict=True,
+        description="Whether clients on this machine may leave tensors in shared memory; if left out, where only this "
+        "machine can reach the server.",
+    )
     drain_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
         default=10.0, description="Time to answer what is open, once asked to end."
     )
@@ -162,6 +170,11 @@ class ServerConfig(_Section):
     limits: Limits = Field(default=Limits(), description="What a client may ask for.")
     security: Security = Field(default=Security(), description="Who may ask.")
     trace: Trace = Field(default=Trace(), description="What is kept of requests.")
+
+    @property
+    def shares(self) -> bool:
+        """Whether clients may leave tensors in shared memory."""
+        return self.local if self.shared_memory is None else self.shared_memory
 
     @property
     def local(self) -> bool:

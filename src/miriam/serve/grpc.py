@@ -25,6 +25,7 @@ from miriam.serve.errors import ServiceError, Status
 from miriam.serve.limits import Memory
 from miriam.serve.messages import Asked, asked, in_stream, parse_bytes, read, response
 from miriam.serve.service import InferCall, Service
+from miriam.serve.shared import CUDA
 
 __all__ = ["GrpcServer"]
 
@@ -154,7 +155,7 @@ class _Calls(GRPCInferenceServiceServicer):  # type: ignore[misc]
                 call = read(request, self.limits)
             if (remaining_s := context.time_remaining()) is not None:  # now, after the reading
                 call = replace(call, timeout_us=self._timeout_us(call, remaining_s))
-            return response(await self._service.infer(call)), call
+            return response(await self._service.infer(call, take)), call
 
     def _aside(self, model: str) -> Aside:
         """What reads for a model's level: none waits for what a lower one sent."""
@@ -168,12 +169,32 @@ class _Calls(GRPCInferenceServiceServicer):  # type: ignore[misc]
             asked_us = int(entry.config.timeout_ms * 1e3)
         return min(asked_us, remaining_us) if asked_us else remaining_us
 
+    # Shared memory
+
+    async def SystemSharedMemoryStatus(self, request: Any, context: Any) -> Any:  # noqa: N802
+        answer = messages.SystemSharedMemoryStatusResponse()
+        for one in self._service.regions.status(request.name):
+            found = answer.regions[one.name]
+            found.name, found.key, found.offset, found.byte_size = one.name, one.key, one.offset, one.size
+        return answer
+
+    async def SystemSharedMemoryRegister(self, request: Any, context: Any) -> Any:  # noqa: N802
+        self._service.regions.register(request.name, request.key, request.offset, request.byte_size)
+        return messages.SystemSharedMemoryRegisterResponse()
+
+    async def SystemSharedMemoryUnregister(self, request: Any, context: Any) -> Any:  # noqa: N802
+        self._service.regions.unregister(request.name)
+        return messages.SystemSharedMemoryUnregisterResponse()
+
+    async def CudaSharedMemoryStatus(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return messages.CudaSharedMemoryStatusResponse()
+
+    async def CudaSharedMemoryUnregister(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return messages.CudaSharedMemoryUnregisterResponse()  # clients do it before they begin, to be sure
+
     # What is not here
 
-    SystemSharedMemoryStatus = SystemSharedMemoryRegister = SystemSharedMemoryUnregister = _refused(
-        "there is no shared memory with clients: send tensors in the request"
-    )
-    CudaSharedMemoryStatus = CudaSharedMemoryRegister = CudaSharedMemoryUnregister = SystemSharedMemoryStatus
+    CudaSharedMemoryRegister = _refused(CUDA)
     TraceSetting = _refused("traces have no settings here: `miriam trace` shows those of the last requests")
     LogSettings = _refused("there are no log settings")
 

@@ -22,6 +22,7 @@ from miriam.serve.limits import Memory, read_body, while_connected
 from miriam.serve.metrics import Metrics
 from miriam.serve.openapi import document
 from miriam.serve.service import Service
+from miriam.serve.shared import CUDA
 
 __all__ = ["CODES", "Http", "JsonRoute", "metrics_application"]
 
@@ -155,6 +156,25 @@ class Http:
             JsonRoute("/v2/repository/index", self._index, methods=["GET", "POST"]),
             JsonRoute("/v2/repository/models/{model}/load", self._load, methods=["POST"]),
             JsonRoute("/v2/repository/models/{model}/unload", self._unload, methods=["POST"]),
+            *self._routes_of_regions(),
+        ]
+
+    def _routes_of_regions(self) -> list[BaseRoute]:
+        system, cuda, of_one = "/v2/systemsharedmemory", "/v2/cudasharedmemory", "/region/{region}"
+        routes: list[BaseRoute] = [
+            JsonRoute(f"{system}{of_one}/register", self._register, methods=["POST"]),
+            JsonRoute(f"{cuda}{of_one}/register", self._register_cuda, methods=["POST"]),
+        ]
+        for at in ("", of_one):
+            routes += [
+                JsonRoute(f"{system}{at}/status", self._regions, methods=["GET"]),
+                JsonRoute(f"{system}{at}/unregister", self._unregister, methods=["POST"]),
+            ]
+        # Clients unregister everything before they begin, of both kinds.
+        return [
+            *routes,
+            JsonRoute(f"{cuda}/status", _answering(lambda request: []), methods=["GET"]),
+            JsonRoute(f"{cuda}/unregister", _answering(lambda request: {}), methods=["POST"]),
         ]
 
     async def _live(self, request: Request) -> Response:
@@ -187,6 +207,26 @@ class Http:
         await self._service.unload(request.path_params["model"])
         return _json({})
 
+    async def _regions(self, request: Request) -> Response:
+        found = self._service.regions.status(request.path_params.get("region", ""))
+        return _json([{"name": one.name, "key": one.key, "offset": one.offset, "byte_size": one.size} for one in found])
+
+    async def _register(self, request: Request) -> Response:
+        asked = await self._small_body(request)
+        key, offset, size = asked.get("key"), wire.number(asked.get("offset", 0)), wire.number(asked.get("byte_size"))
+        if type(key) is not str or type(offset) is not int or type(size) is not int:
+            raise ServiceError(Status.INVALID, "give the 'key' of the memory, a text, 'offset' and 'byte_size'")
+        self._service.regions.register(request.path_params["region"], key, offset, size)
+        return _json({})
+
+    async def _unregister(self, request: Request) -> Response:
+        await self._small_body(request)
+        self._service.regions.unregister(request.path_params.get("region", ""))
+        return _json({})
+
+    async def _register_cuda(self, request: Request) -> Response:
+        raise ServiceError(Status.UNSUPPORTED, CUDA)
+
     async def _small_body(self, request: Request) -> dict[str, Any]:
         limits = self._limits.model_copy(update={"body_bytes": _INLINE_BYTES})
         with self.memory.lent() as take:
@@ -215,7 +255,7 @@ class Http:
             body = await read_body(request.receive, headers.get("content-length"), self._limits, take, lead)
             size = wire.json_size(said, len(body) - lead)
             asked = await self._parsed(level, body, lead, size, model, version)
-            result = await self._service.infer(asked.call)
+            result = await self._service.infer(asked.call, take)
             if wire.elements(result.outputs, asked.binary) > _INLINE_VALUES:
                 content, head = await self._aside(level).call(wire.write, result, asked.binary)
             else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -13,6 +13,7 @@ from tritonclient.grpc.service_pb2 import ModelInferRequest, ModelInferResponse
 from miriam.serve.config import Limits
 from miriam.serve.errors import ServiceError, Status
 from miriam.serve.service import InferCall, InferResult
+from miriam.serve.shared import Place, Shared
 from miriam.serve.tensors import Array, datatype_of, from_binary, from_values, to_binary
 
 __all__ = ["Asked", "asked", "in_stream", "parse", "parse_bytes", "read", "response"]
@@ -139,10 +140,12 @@ class _Head:
     version: str
     id: str
     outputs: Sequence[str] | None
+    places: Mapping[str, Place]
     priority: int
     timeout_us: int
     parameters: Mapping[str, Any]
     inputs: Sequence[tuple[str, str, tuple[int, ...]]]
+    shared: Mapping[int, Place]  # where inputs are that are not in the message, by their number
     typed: str | None  # an input that has contents
 
     @staticmethod
@@ -150,28 +153,40 @@ class _Head:
         parameters = _parameters(message.parameters)
         if parameters.get("sequence_id"):
             raise ServiceError(Status.UNSUPPORTED, "no model here keeps a state: leave sequence_id out")
-        for tensor in message.inputs:
-            if tensor.parameters:
-                _refuse_shared(tensor)
+        shared = {}
+        for number, tensor in enumerate(message.inputs):
+            if (place := _place(tensor)) is not None:
+                if tensor.HasField("contents"):
+                    raise _invalid(f"tensor {tensor.name!r:.80} has contents beside shared memory: give one of them")
+                shared[number] = place
+        places = {out.name: place for out in message.outputs if (place := _place(out)) is not None}
         return _Head(
             message.model_name, message.model_version, message.id, [_wanted(out) for out in message.outputs] or None,
-            _whole(parameters, "priority"), _whole(parameters, "timeout"), parameters,
-            [(tensor.name, tensor.datatype, tuple(tensor.shape)) for tensor in message.inputs],
+            places, _whole(parameters, "priority"), _whole(parameters, "timeout"), parameters,
+            [(tensor.name, tensor.datatype, tuple(tensor.shape)) for tensor in message.inputs], shared,
             next((tensor.name for tensor in message.inputs if tensor.HasField("contents")), None),
         )  # fmt: skip
 
-    def call(self, inputs: Sequence[tuple[str, Array]]) -> InferCall:
+    def call(self, in_message: Iterable[Array], limits: Limits) -> InferCall:
+        """The call with these as the inputs that are not shared."""
+        arrays, inputs = iter(in_message), list[tuple[str, Array | Shared]]()
+        for number, tensor in enumerate(self.inputs):
+            place = self.shared.get(number)
+            given = next(arrays) if place is None else Shared.input(*tensor, place, limits.tensor_elements)
+            inputs.append((tensor[0], given))
         return InferCall(
-            self.model, inputs, self.version, self.id, self.outputs, self.priority, self.timeout_us, self.parameters
-        )
+            self.model, inputs, self.version, self.id, self.outputs, self.places, self.priority, self.timeout_us,
+            self.parameters,
+        )  # fmt: skip
 
     def with_raw(self, raw: Sequence[Any], limits: Limits) -> InferCall:
-        if len(raw) != len(self.inputs):
-            raise _invalid(f"{len(raw)} raw_input_contents for {len(self.inputs)} inputs: give one for each")
+        sent = [tensor for number, tensor in enumerate(self.inputs) if number not in self.shared]
+        if len(raw) != len(sent):
+            raise _invalid(f"{len(raw)} raw_input_contents for {len(sent)} inputs: give one for each")
         if self.typed is not None:
             raise _invalid(f"tensor {self.typed!r:.80} has contents beside raw_input_contents: give one of them")
         most = limits.tensor_elements
-        return self.call([(one[0], from_binary(*one, data, most)) for one, data in zip(self.inputs, raw, strict=True)])
+        return self.call((from_binary(*one, data, most) for one, data in zip(sent, raw, strict=True)), limits)
 
 
 @lru_cache(_HEADS)  # a client says the same with every tensor
@@ -218,26 +233,36 @@ def parse(message: Any, limits: Limits) -> InferCall:
     head = _Head.of(message)
     if message.raw_input_contents:
         return head.with_raw(message.raw_input_contents, limits)
-    return head.call([(tensor.name, _typed(tensor, limits)) for tensor in message.inputs])
+    sent = (tensor for number, tensor in enumerate(message.inputs) if number not in head.shared)
+    return head.call((_typed(tensor, limits) for tensor in sent), limits)
 
 
 def response(result: InferResult) -> bytes:
-    """An answer as the bytes of a message: tensors are raw, however those of the request came."""
-    tensors = tuple((name, datatype_of(array.dtype), array.shape) for name, array in result.outputs)
+    """An answer as the bytes of a message: tensors are raw, however those of the request came; empty where shared."""
+    tensors = tuple(
+        (name, array.datatype, array.shape, array.place) if isinstance(array, Shared)
+        else (name, datatype_of(array.dtype), array.shape, None)
+        for name, array in result.outputs
+    )  # fmt: skip
     parts: list[bytes | memoryview] = [_answer_head(result.model, result.version, tensors)]
     if result.id:
         parts.append(ModelInferResponse(id=result.id).SerializeToString())
     for _, array in result.outputs:
-        data = to_binary(array)
+        data = b"" if isinstance(array, Shared) else to_binary(array)
         parts += _length(_RAW_OUTPUT, len(data)), data
     return b"".join(parts)
 
 
 @lru_cache(_HEADS)
-def _answer_head(model: str, version: str, tensors: Sequence[tuple[str, str, tuple[int, ...]]]) -> bytes:
+def _answer_head(model: str, version: str, tensors: Sequence[tuple[str, str, tuple[int, ...], Place | None]]) -> bytes:
     message = ModelInferResponse(model_name=model, model_version=version)
-    for name, datatype, shape in tensors:
-        message.outputs.add(name=name, datatype=datatype, shape=shape)
+    for name, datatype, shape, place in tensors:
+        output = message.outputs.add(name=name, datatype=datatype, shape=shape)
+        for key, value in ({} if place is None else place.parameters).items():
+            if isinstance(value, str):
+                output.parameters[key].string_param = value
+            else:
+                output.parameters[key].int64_param = value
     return bytes(message.SerializeToString())
 
 
@@ -287,20 +312,15 @@ def _whole(parameters: dict[str, Any], name: str) -> int:
 
 
 def _wanted(output: Any) -> str:
-    if output.parameters:
-        _refuse_shared(output)
-        if "classification" in output.parameters:
-            raise ServiceError(
-                Status.UNSUPPORTED, f"output {output.name!r:.80}: leave classification out: no model has labels"
-            )
+    if "classification" in output.parameters:
+        raise ServiceError(
+            Status.UNSUPPORTED, f"output {output.name!r:.80}: leave classification out: no model has labels"
+        )
     return str(output.name)
 
 
-def _refuse_shared(tensor: Any) -> None:
-    if "shared_memory_region" in tensor.parameters:
-        raise ServiceError(
-            Status.UNSUPPORTED, f"tensor {tensor.name!r:.80}: send it in the request, not in shared memory"
-        )
+def _place(tensor: Any) -> Place | None:
+    return Place.of(_parameters(tensor.parameters), tensor.name) if tensor.parameters else None
 
 
 def _unread(error: DecodeError) -> ServiceError:

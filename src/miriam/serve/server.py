@@ -28,6 +28,7 @@ from miriam.serve.limits import GuardedProtocol
 from miriam.serve.metrics import Metrics
 from miriam.serve.repository import Entry, Repository, in_thread
 from miriam.serve.service import Service
+from miriam.serve.shared import Regions
 from miriam.trace import Recorder
 
 if TYPE_CHECKING:
@@ -78,7 +79,8 @@ class Server:
             config.device, policy=config.policy, levels=config.levels, admission=config.admission,
             listeners=[self._recorder],
         )  # fmt: skip
-        self.service = Service(Repository(runtime, config, reread))
+        regions = Regions(config.limits if config.shares else None)
+        self.service = Service(Repository(runtime, config, reread), regions)
         self.ports: Mapping[str, int] = {}
         self._stuck = False
         self.http = Http(self.service, config.limits, self._guard, live.routes(self.service, self._recorder))
@@ -168,6 +170,7 @@ class Server:
         stops = [listener.stop(grace_s) for listener in self._listeners.values()]
         await asyncio.gather(*stops, *([self._grpc.stop(grace_s)] if "grpc" in self.ports else []))
         await self.http.close()
+        self.service.close()
         if self._spans is not None:  # a collector may be gone
             await asyncio.wait((asyncio.create_task(in_thread(self._spans.close)),), timeout=_LAST_S)
         if self._stuck or not await self._closed(True, self._config.drain_s + _LAST_S):

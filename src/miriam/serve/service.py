@@ -12,25 +12,28 @@ A protocol's part in a request is
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import miriam
 from miriam.errors import MiriamError
+from miriam.serve.copying import Copying
 from miriam.serve.errors import ServiceError, Status, as_service_error
-from miriam.serve.tensors import Array, datatype_of
+from miriam.serve.shared import Place, Regions, Shared, Slot
+from miriam.serve.tensors import DATATYPES, Array, datatype_of, to_binary
 
 if TYPE_CHECKING:
-    from miriam.runtime import Loaded, Runtime, Spec
+    from miriam.runtime import Loaded, Response, Runtime, Spec
     from miriam.runtime.statistics import TaskStatistics
     from miriam.serve.repository import Entry, Repository
 
 __all__ = ["EXTENSIONS", "InferCall", "InferResult", "Service"]
 
 EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "schedule_policy", "statistics")
-"""Triton's extensions of the protocol that are spoken here."""
+"""Triton's extensions of the protocol that are spoken here; ``system_shared_memory`` where that is on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,8 @@ class InferCall:
         Each once, in any order.
     outputs
         Names of those that are wanted, in their order; None for all.
+    places
+        Where outputs are to go that are not wanted in the answer, by name.
     priority
         0: as the model is configured; 1: the highest level that its configuration lets a request choose, 2 the next
         one, and so on down to the lowest that it may choose.
@@ -57,10 +62,11 @@ class InferCall:
     """
 
     model: str
-    inputs: Sequence[tuple[str, Array]]
+    inputs: Sequence[tuple[str, Array | Shared]]
     version: str = ""
     id: str = ""
     outputs: Sequence[str] | None = None
+    places: Mapping[str, Place] = field(default_factory=dict)
     priority: int = 0
     timeout_us: int = 0
     parameters: Mapping[str, Any] = field(default_factory=dict)
@@ -75,7 +81,7 @@ class InferResult:
     number
         Of the request in the runtime: its name in traces.
     outputs
-        In the order in which they were asked for.
+        In the order in which they were asked for; or where they are now.
     queue_us, compute_us
         Time in the queue, and from its first step to its last.
     """
@@ -84,7 +90,7 @@ class InferResult:
     version: str
     id: str
     number: int
-    outputs: Sequence[tuple[str, Array]]
+    outputs: Sequence[tuple[str, Array | Shared]]
     queue_us: float
     compute_us: float
 
@@ -98,12 +104,16 @@ class Service:
     ----------
     repository
         The models.
+    regions
+        What clients on this machine registered of its shared memory.
     draining
         Whether the server is about to end: nothing new is admitted.
     """
 
-    def __init__(self, repository: Repository) -> None:
+    def __init__(self, repository: Repository, regions: Regions | None = None) -> None:
         self.repository = repository
+        self.regions = Regions() if regions is None else regions
+        self._copying = Copying()
         self.draining = False
         self._open = 0
         self._idle = asyncio.Event()
@@ -168,8 +178,14 @@ class Service:
             return False
         return True
 
-    async def infer(self, call: InferCall) -> InferResult:
-        """Answer a request."""
+    async def infer(self, call: InferCall, take: Callable[[int], None] = lambda size: None) -> InferResult:
+        """Answer a request.
+
+        Parameters
+        ----------
+        take
+            Told of the bytes of shared memory that are read for it, before they are.
+        """
         entry = self.entry(call.model, call.version)
         loaded = _loaded(entry)
         inputs = _in_order(loaded, call.inputs)
@@ -177,25 +193,59 @@ class Service:
         level = entry.level(call.priority)
         if call.timeout_us < 0:
             raise ServiceError(Status.INVALID, f"timeout is {call.timeout_us}: give microseconds, from 0")
+        slots = {name: self.regions.slot(name, given.place) for name, given in call.inputs if isinstance(given, Shared)}
+        take(sum(slot.place.size for slot in slots.values()))
+        targets = self._targets(loaded, wanted, call.places)
+
+        def submit() -> Response:
+            return loaded.submit(
+                *(
+                    slots[spec.name].read(given) if isinstance(given, Shared) else given
+                    for spec, given in zip(loaded.inputs, inputs, strict=True)
+                ),
+                criticality=level, timeout_ms=call.timeout_us / 1e3 if call.timeout_us else None, raw=True,
+            )  # fmt: skip
+
+        size = sum(given.place.size if isinstance(given, Shared) else given.nbytes for given in inputs)
         try:
-            response = loaded.submit(
-                *inputs, criticality=level, timeout_ms=call.timeout_us / 1e3 if call.timeout_us else None, raw=True
-            )
+            response = await self._copying.call(level, size, submit, lambda response: response.cancel())
             outputs: Sequence[Array] = await response.answered()
         except MiriamError as error:
             raise as_service_error(error) from error
+        given = [(loaded.outputs[i].name, outputs[i]) for i in wanted]
         return InferResult(
             call.model, entry.version, call.id, response.number,
-            [(loaded.outputs[i].name, outputs[i]) for i in wanted],
+            [(name, await self._left(level, targets[name], out) if name in targets else out) for name, out in given],
             response.queue_us or 0.0, response.compute_us or 0.0,
         )  # fmt: skip
+
+    def _targets(self, loaded: Loaded, wanted: Sequence[int], places: Mapping[str, Place]) -> Mapping[str, Slot]:
+        """Where outputs go that are not in the answer; they have room there."""
+        found = {}
+        for spec in (loaded.outputs[i] for i in wanted):
+            if (place := places.get(spec.name)) is not None:
+                found[spec.name] = slot = self.regions.slot(spec.name, place)
+                slot.check(math.prod(spec.shape) * DATATYPES[datatype_of(spec.dtype)].itemsize)
+        return found
+
+    async def _left(self, level: int, slot: Slot, array: Array) -> Shared:
+        """An output that was left in shared memory."""
+        await self._copying.call(level, array.nbytes, lambda: slot.write(to_binary(array)))
+        return Shared(datatype_of(array.dtype), array.shape, replace(slot.place, size=array.nbytes))
+
+    def close(self) -> None:
+        """Let go of shared memory and of threads."""
+        if self.regions.on:
+            self.regions.unregister()
+        self._copying.close()
 
     # What there is
 
     def metadata(self, model: str | None = None, version: str = "") -> dict[str, Any]:
         """The protocol's metadata, of the server or of a model, as its JSON has it."""
         if model is None:
-            return {"name": "miriam", "version": miriam.__version__, "extensions": list(EXTENSIONS)}
+            extensions = [*EXTENSIONS, *(("system_shared_memory",) if self.regions.on else ())]
+            return {"name": "miriam", "version": miriam.__version__, "extensions": extensions}
         entry = self.entry(model, version)
         loaded = _loaded(entry)
         return {
@@ -276,7 +326,7 @@ def _loaded(entry: Entry) -> Loaded:
     return entry.loaded
 
 
-def _in_order(loaded: Loaded, given: Sequence[tuple[str, Array]]) -> list[Array]:
+def _in_order(loaded: Loaded, given: Sequence[tuple[str, Array | Shared]]) -> list[Array | Shared]:
     """The inputs in the model's order; the runtime looks at their shapes."""
     arrays = dict(given)
     if len(arrays) != len(given):
@@ -289,7 +339,8 @@ def _in_order(loaded: Loaded, given: Sequence[tuple[str, Array]]) -> list[Array]
             f"model {loaded.name!r} takes the inputs {', '.join(map(repr, names))}; given: {said or 'none'}",
         )
     for spec in loaded.inputs:
-        want, have = datatype_of(spec.dtype), datatype_of(arrays[spec.name].dtype)
+        found = arrays[spec.name]
+        want, have = datatype_of(spec.dtype), found.datatype if isinstance(found, Shared) else datatype_of(found.dtype)
         if want != have:
             raise ServiceError(Status.INVALID, f"input {spec.name!r} of model {loaded.name!r} is {want}, not {have}")
     return [arrays[name] for name in names]

@@ -14,9 +14,10 @@ import orjson
 from miriam.serve.config import Limits
 from miriam.serve.errors import ServiceError, Status
 from miriam.serve.service import InferCall, InferResult
+from miriam.serve.shared import Place, Shared
 from miriam.serve.tensors import Array, datatype_of, from_binary, from_values, to_binary, to_values
 
-__all__ = ["Asked", "elements", "json_size", "parse", "write"]
+__all__ = ["Asked", "elements", "json_size", "number", "parse", "write"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +64,18 @@ def parse(body: bytes | bytearray, lead: int, size: int, model: str, version: st
     parameters = _parameters(document, "the request")
     if parameters.get("sequence_id"):
         raise ServiceError(Status.UNSUPPORTED, "no model here keeps a state: leave sequence_id out")
-    inputs, at = [], size
+    inputs: list[tuple[str, Array | Shared]] = []
+    at = size
     for given in _list(document, "inputs", required=True):
         name, datatype = _text(given, "name", "an input"), _text(given, "datatype", "an input")
-        shape = [_number(size) for size in _list(given, "shape", required=True)]
+        shape = [number(size) for size in _list(given, "shape", required=True)]
         said = _parameters(given, f"input {name!r:.80}")
-        _refuse_shared(said, name)
-        length = _number(said.get("binary_data_size"))
+        if (place := _place(said, name)) is not None:
+            if "data" in given or "binary_data_size" in said:
+                raise _invalid(f"input {name!r:.80} is in shared memory, and in the request: give one of them")
+            inputs.append((name, Shared.input(name, datatype, shape, place, limits.tensor_elements)))
+            continue
+        length = number(said.get("binary_data_size"))
         if length is None:
             if "data" not in given:
                 raise _invalid(f"input {name!r:.80} has neither data nor binary_data_size")
@@ -83,13 +89,14 @@ def parse(body: bytes | bytearray, lead: int, size: int, model: str, version: st
         at += length
     if at != len(view):
         raise _invalid(f"{len(view) - at} bytes are left after the last input")
-    outputs, binary = _outputs(document, parameters)
+    outputs, binary, places = _outputs(document, parameters)
     call = InferCall(
         model,
         inputs,
         version,
         _text(document, "id", "the request") if "id" in document else "",
         outputs,
+        places,
         _whole(parameters, "priority"),
         _whole(parameters, "timeout"),
         parameters,
@@ -118,15 +125,16 @@ def _json(text: memoryview, limits: Limits) -> Any:
 
 def _outputs(
     document: Mapping[str, Any], parameters: Mapping[str, Any]
-) -> tuple[list[str] | None, frozenset[str] | None]:
+) -> tuple[list[str] | None, frozenset[str] | None, Mapping[str, Place]]:
     everything = parameters.get("binary_data_output", False)
     if type(everything) is not bool:
         raise _invalid("binary_data_output is neither true nor false")
-    names, binary = [], set()
+    names, binary, places = [], set(), {}
     for wanted in _list(document, "outputs"):
         name = _text(wanted, "name", "an output")
         said = _parameters(wanted, f"output {name!r:.80}")
-        _refuse_shared(said, name)
+        if (place := _place(said, name)) is not None:
+            places[name] = place
         if said.get("classification"):
             raise ServiceError(
                 Status.UNSUPPORTED, f"output {name!r:.80}: leave classification out: no model has labels"
@@ -138,8 +146,8 @@ def _outputs(
         if own:
             binary.add(name)
     if not names:
-        return None, None if everything else frozenset()
-    return names, frozenset(binary)
+        return None, None if everything else frozenset(), places
+    return names, frozenset(binary), places
 
 
 def write(result: InferResult, binary: frozenset[str] | None) -> tuple[bytes, int | None]:
@@ -152,6 +160,12 @@ def write(result: InferResult, binary: frozenset[str] | None) -> tuple[bytes, in
     """
     outputs, tail = [], []
     for name, array in result.outputs:
+        if isinstance(array, Shared):
+            parameters = array.place.parameters
+            outputs.append(
+                {"name": name, "datatype": array.datatype, "shape": list(array.shape), "parameters": parameters}
+            )
+            continue
         output: dict[str, Any] = {"name": name, "datatype": datatype_of(array.dtype), "shape": list(array.shape)}
         if binary is None or name in binary:
             data = to_binary(array)
@@ -197,19 +211,18 @@ def _parameters(where: Mapping[str, Any], what: str) -> Mapping[str, Any]:
     return found
 
 
-def _refuse_shared(said: Mapping[str, Any], name: str) -> None:
-    if "shared_memory_region" in said:
-        raise ServiceError(Status.UNSUPPORTED, f"tensor {name!r:.80}: send it in the request, not in shared memory")
+def _place(said: Mapping[str, Any], name: str) -> Place | None:
+    return Place.of({key: number(value) for key, value in said.items()}, name)
 
 
 def _whole(parameters: Mapping[str, Any], name: str) -> int:
-    value = _number(parameters.get(name, 0))
+    value = number(parameters.get(name, 0))
     if type(value) is not int:
         raise _invalid(f"parameter {name!r} is {value!r:.40}, not a whole number")
     return value
 
 
-def _number(value: Any) -> Any:
+def number(value: Any) -> Any:
     """The same, but a number without a fraction is a whole one, however it is written: JSON knows no difference."""
     return int(value) if type(value) is float and value.is_integer() else value
 
@@ -218,6 +231,8 @@ def _invalid(what: str) -> ServiceError:
     return ServiceError(Status.INVALID, what)
 
 
-def elements(outputs: Sequence[tuple[str, Array]], binary: frozenset[str] | None) -> int:
+def elements(outputs: Sequence[tuple[str, Array | Shared]], binary: frozenset[str] | None) -> int:
     """Values of an answer that JSON would have to say."""
-    return 0 if binary is None else sum(array.size for name, array in outputs if name not in binary)
+    if binary is None:
+        return 0
+    return sum(array.size for name, array in outputs if name not in binary and not isinstance(array, Shared))
