@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import uuid
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,8 @@ from schemathesis.config import SchemathesisConfig
 from schemathesis.engine import events, from_schema
 from schemathesis.schemas import BaseSchema
 from serve_support import Running, serving, tensor
+
+from miriam.serve.shared import FOLDER
 
 MODELS = """
 limits: {json_values: 20000, tensor_elements: 1000}
@@ -43,12 +47,22 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 @pytest.fixture
 def described(running: Running) -> Iterator[BaseSchema]:
-    """The document, and tensors that fit the model: a schema cannot say that a shape and its data agree."""
+    """The document, tensors that fit the model, and memory that is there: a schema cannot say what fits what."""
+    memory = {"key": f"miriam-test-{uuid.uuid4().hex}", "byte_size": 8}
+    file = Path(FOLDER, str(memory["key"]))
+    file.write_bytes(bytes(8))
 
     @schemathesis.hook
     def before_call(context: HookContext, case: Case, kwargs: dict[str, Any]) -> None:
         said = case.meta
-        if said is None or said.generation.mode is not GenerationMode.POSITIVE or not case.path.endswith("/infer"):
+        if said is None or said.generation.mode is not GenerationMode.POSITIVE:
+            return
+        if case.path.endswith("/register"):
+            case.path_parameters["region"], case.body = uuid.uuid4().hex, memory
+        elif case.path.endswith("/{region}/status"):
+            name = case.path_parameters["region"] = uuid.uuid4().hex
+            running.client.post(case.path.format(region=name).replace("status", "register"), json=memory)
+        if not case.path.endswith("/infer"):
             return
         model, body = case.path_parameters["model"], case.body
         assert isinstance(body, dict)
@@ -60,6 +74,7 @@ def described(running: Running) -> Iterator[BaseSchema]:
     url = f"{running.client.base_url}/openapi.json"
     yield schemathesis.openapi.from_url(url, config=SchemathesisConfig.from_dict(SETTINGS))
     schemathesis.hooks.unregister(before_call)
+    file.unlink()
 
 
 def failures(schema: BaseSchema) -> tuple[list[str], Counter[str]]:

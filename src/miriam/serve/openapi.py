@@ -13,13 +13,15 @@ __all__ = ["document"]
 
 _TEXT = {"type": "string"}
 _WHOLE = {"type": "integer", "minimum": 0, "maximum": 2**63 - 1}
+_BYTES = {"type": "integer", "minimum": 0, "maximum": 2**62 - 1}
+_KEY = {"type": "string", "pattern": "^/?[A-Za-z0-9_-]{1,128}$"}
 _MODEL = {"name": "model", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
 _VERSION = {"name": "version", "in": "path", "required": True, "schema": {"enum": ["1"]}}
 _FAILURES = {
     400: "What was sent is not what is taken.",
     401: "The token is missing or wrong.",
     403: "Sent by a page of another site, or to another server.",
-    404: "There is no such model or version.",
+    404: "There is no such model, version, region or memory.",
     413: "More than may be sent.",
     429: "Too many requests wait.",
     500: "The model failed.",
@@ -56,6 +58,7 @@ def document(limits: Limits, models: Sequence[str]) -> dict[str, Any]:
                                       body=_properties(parameters={"type": "object"}))
         ),
         "/openapi.json": _get("This document.", {"type": "object"}),
+        **_of_regions(),
     }  # fmt: skip
     for at, given in (
         ("/v2/models/{model}", [known]),
@@ -81,12 +84,33 @@ def document(limits: Limits, models: Sequence[str]) -> dict[str, Any]:
             "title": "Miriam",
             "version": miriam.__version__,
             "description": "The Open Inference Protocol, with Triton's extensions for binary tensors, the repository, "
-            "configuration, statistics, priority and timeout.",
+            "configuration, statistics, shared memory, priority and timeout.",
         },
         "paths": paths,
         "components": {"schemas": _schemas(limits), "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}},
         "security": [{}, {"token": []}],
     }
+
+
+def _of_regions() -> dict[str, Any]:
+    """Triton's extension for the system's shared memory."""
+    at, answer = "/v2/systemsharedmemory", _array(_ref("Region"))
+    region = {"name": "region", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+    memory = _object(key=_KEY, byte_size=_BYTES | {"minimum": 1})
+    memory["properties"]["offset"] = _BYTES
+    forget = _operation("Forget the memory that clients registered.", {}, 400, 413, body={"type": "object"})
+    return {
+        f"{at}/status": _get("The shared memory that clients registered.", answer, 400),
+        f"{at}/unregister": {"post": forget},
+        f"{at}/region/{{region}}/status": _with([region], **_get("One region of it.", answer, 400, 404)),
+        f"{at}/region/{{region}}/unregister": _with([region], post=forget),
+        f"{at}/region/{{region}}/register": _with(
+            [region],
+            post=_operation("Register shared memory of this machine, for tensors that inputs and outputs name by the "
+                            "parameters shared_memory_region, shared_memory_byte_size and shared_memory_offset.",
+                            {}, 400, 404, 413, 429, body=memory, required=True),
+        ),
+    }  # fmt: skip
 
 
 def _schemas(limits: Limits) -> dict[str, Any]:
@@ -97,6 +121,7 @@ def _schemas(limits: Limits) -> dict[str, Any]:
     spec = _object(name=_TEXT, datatype=datatype, shape=_array({"type": "integer"}))
     return {
         "Error": _object(error=_TEXT),
+        "Region": _object(name=_TEXT, key=_TEXT, offset=_WHOLE, byte_size=_WHOLE),
         "Model": _object(name=_TEXT, version=_TEXT, state=_TEXT, reason=_TEXT),
         "Metadata": _object(
             name=_TEXT, versions=_array(_TEXT), platform=_TEXT, inputs=_array(spec), outputs=_array(spec)

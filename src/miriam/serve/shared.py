@@ -323,7 +323,8 @@ def _opened(key: str, end: int) -> int:
         file = os.open(f"{FOLDER}/{name}".encode(), _FLAGS)
     except OSError as error:
         why = _REASONS.get(error.errno or 0, error.strerror)
-        raise _invalid(f"{said}: {FOLDER}/{name:.80} cannot be used: {why}") from error
+        status = Status.NOT_FOUND if error.errno == errno.ENOENT else Status.INVALID
+        raise ServiceError(status, f"{said}: {FOLDER}/{name:.80} cannot be used: {why}") from error
     try:
         found = os.fstat(file)
         if not stat.S_ISREG(found.st_mode):
