@@ -20,9 +20,9 @@ __all__ = ["LoadCommand", "load"]
 
 _OF_A_MODEL = (
     "closed", "uniform", "poisson", "recorded", "name", "critical", "criticality", "deadline", "priority", "timeout",
-    "shape", "inputs", "expected",
+    "shape", "inputs", "expected", "shared-memory",
 )  # fmt: skip
-_FLAGS = ("critical",)
+_FLAGS = ("critical", "shared-memory")
 _REPEATED = ("shape",)
 _MODELS = "miriam.load.models"
 
@@ -104,6 +104,10 @@ def load(
     expected: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Of a model: an .npz file to compare answers with.")
     ] = None,
+    shared_memory: Annotated[
+        bool,
+        typer.Option("--shared-memory", help="Of a model: inputs lie in memory that a server on this machine reads."),
+    ] = False,
     duration: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="Length of every run; 10 if left out.")
     ] = None,
@@ -188,6 +192,8 @@ def _caller(given: Mapping[str, Any]) -> Caller:
         match option:
             case "critical":
                 keys["criticality"] = "critical"
+            case "shared-memory":
+                keys["shared_memory"] = True
             case "deadline" | "timeout":
                 keys[f"{option}_ms"] = _number(option, value)
             case "closed" | "uniform" | "poisson" | "priority":

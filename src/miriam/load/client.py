@@ -9,6 +9,7 @@ import selectors
 import time
 from collections import deque
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
@@ -20,8 +21,9 @@ from miriam.errors import WorkloadError
 from miriam.load.expected import Expected
 from miriam.load.plan import Caller, Plan
 from miriam.load.sample import sample
-from miriam.load.sender import Described, Sender, UnansweredError
+from miriam.load.sender import Asked, Described, Sender, UnansweredError
 from miriam.load.server import Server
+from miriam.load.shared import left
 from miriam.serve.errors import ServiceError
 
 __all__ = ["Phase", "Record", "call", "live", "sender"]
@@ -94,17 +96,19 @@ def live(connection: Connection, plan: Plan, caller: Caller) -> None:
 async def _live(connection: Connection, plan: Plan, caller: Caller) -> None:
     own = sender(plan.server)
     try:
-        described, request, expected = await _prepare(own, plan, caller)
-        gc.collect()
-        gc.freeze()
-        gc.disable()  # its pauses would be latency; what is left behind is collected between two phases
-        connection.send(described)
-        while (phase := await asyncio.to_thread(connection.recv)) is not None:
-            if phase.alone not in (None, caller.name):
-                connection.send(None)
-                continue
-            connection.send(await call(own, request, plan, caller, phase, expected if plan.verify else None))
+        described, asked = await _described(own, plan, caller)
+        async with left(own, asked) if caller.shared_memory else nullcontext(asked) as asked:
+            request, expected = await _prepare(own, plan, caller, asked)
             gc.collect()
+            gc.freeze()
+            gc.disable()  # its pauses would be latency; what is left behind is collected between two phases
+            connection.send(described)
+            while (phase := await asyncio.to_thread(connection.recv)) is not None:
+                if phase.alone not in (None, caller.name):
+                    connection.send(None)
+                    continue
+                connection.send(await call(own, request, plan, caller, phase, expected if plan.verify else None))
+                gc.collect()
     finally:
         await own.close()
 
@@ -120,25 +124,30 @@ def sender(server: Server) -> Sender:
     return HttpSender(server)
 
 
-async def _prepare(own: Sender, plan: Plan, caller: Caller) -> tuple[Described, object, Expected]:
-    """Ask what the model takes, and for the first answers."""
+async def _described(own: Sender, plan: Plan, caller: Caller) -> tuple[Described, Asked]:
+    """Ask what the model takes."""
     try:
         described = await own.describe(caller.asks_for)
-        try:
-            request = own.serialise(sample(caller, described, plan.seed))
-        except ServiceError as error:
-            raise WorkloadError(str(error)) from error
     except UnansweredError as error:
         raise _unusable(plan, error) from error
+    return described, sample(caller, described, plan.seed)
+
+
+async def _prepare(own: Sender, plan: Plan, caller: Caller, asked: Asked) -> tuple[object, Expected]:
+    """Make the request, and ask for the first answers."""
+    try:
+        request = own.serialise(asked)
+    except ServiceError as error:
+        raise WorkloadError(str(error)) from error
     answers: list[bytes] = []
-    for left in reversed(range(_FIRST)):
+    for more in reversed(range(_FIRST)):
         try:
             answers.append(await own.send(request, plan.patience_s, lambda: None))
         except UnansweredError as error:
-            if not left and not answers:  # one that is refused now may be answered later
+            if not more and not answers:  # one that is refused now may be answered later
                 raise _unusable(plan, error) from error
             await asyncio.sleep(_PAUSE_S)
-    return described, request, Expected.of(own, answers[0], caller)
+    return request, Expected.of(own, answers[0], caller)
 
 
 def _unusable(plan: Plan, error: UnansweredError) -> WorkloadError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import grpc
 from tritonclient.grpc import service_pb2 as messages
@@ -75,12 +76,30 @@ class GrpcSender:
         except grpc.aio.AioRpcError as error:
             raise _unanswered(error) from error
 
+    async def register(self, key: str, size: int) -> None:
+        """Tell the server of shared memory, under its own name."""
+        asked = messages.SystemSharedMemoryRegisterRequest(name=key, key=f"/{key}", byte_size=size)
+        await self._call("SystemSharedMemoryRegister", asked.SerializeToString())
+
+    async def unregister(self, key: str) -> None:
+        """Tell the server that it is no longer used, if that can be told."""
+        asked = messages.SystemSharedMemoryUnregisterRequest(name=key)
+        with suppress(UnansweredError):
+            await self._call("SystemSharedMemoryUnregister", asked.SerializeToString())
+
     def serialise(self, asked: Asked) -> bytes:
         """The request as it goes over the wire."""
         request = messages.ModelInferRequest(model_name=asked.model)
         for name, (datatype, array) in asked.tensors.items():
-            request.inputs.add(name=name, datatype=datatype, shape=array.shape)
-            request.raw_input_contents.append(bytes(to_binary(array)))
+            tensor = request.inputs.add(name=name, datatype=datatype, shape=array.shape)
+            if (place := asked.places.get(name)) is None:
+                request.raw_input_contents.append(bytes(to_binary(array)))
+                continue
+            for key, value in place.parameters.items():
+                if isinstance(value, str):
+                    tensor.parameters[key].string_param = value
+                else:
+                    tensor.parameters[key].int64_param = value
         for name, value in asked.parameters.items():
             request.parameters[name].int64_param = value
         return bytes(request.SerializeToString())

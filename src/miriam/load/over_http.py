@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, cast
 from urllib.parse import quote
 
@@ -70,13 +71,30 @@ class HttpSender:
         except ValueError as error:
             raise UnansweredError(Status.INTERNAL, f"the answer to GET {path} is no JSON: {error}") from error
 
+    async def register(self, key: str, size: int) -> None:
+        """Tell the server of shared memory, under its own name."""
+        await self._post(f"/v2/systemsharedmemory/region/{key}/register", {"key": f"/{key}", "byte_size": size})
+
+    async def unregister(self, key: str) -> None:
+        """Tell the server that it is no longer used, if that can be told."""
+        with suppress(UnansweredError):
+            await self._post(f"/v2/systemsharedmemory/region/{key}/unregister", {})
+
+    async def _post(self, path: str, said: dict[str, Any]) -> None:
+        body = json.dumps(said) if said else ""
+        head = f"POST {path} HTTP/1.1\r\nHost: {self._authority}Content-Length: {len(body)}\r\n\r\n"
+        await self.send((head + body).encode(), 10.0, lambda: None)
+
     def serialise(self, asked: Asked) -> bytes:
         """The request as it goes over the wire."""
         tensors, contents = [], []
         for name, (datatype, array) in asked.tensors.items():
-            contents.append(bytes(to_binary(array)))
-            size = {"binary_data_size": len(contents[-1])}
-            tensors.append({"name": name, "datatype": datatype, "shape": list(array.shape), "parameters": size})
+            if (place := asked.places.get(name)) is None:
+                contents.append(bytes(to_binary(array)))
+                where: dict[str, str | int] = {"binary_data_size": len(contents[-1])}
+            else:
+                where = place.parameters
+            tensors.append({"name": name, "datatype": datatype, "shape": list(array.shape), "parameters": where})
         parameters = {"binary_data_output": True, **asked.parameters}
         head = json.dumps({"inputs": tensors, "parameters": parameters}, separators=(",", ":")).encode()
         body = b"".join([head, *contents])

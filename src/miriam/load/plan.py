@@ -41,6 +41,8 @@ class Caller:
     inputs, expected
         Files of NumPy (``.npz``) with arrays by name: what is sent instead of random numbers, and what the
         answers are compared with instead of the first one.
+    shared_memory
+        Whether inputs are left in memory that the server reads, on the same machine, instead of being sent.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Caller:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     inputs: Path | None = None
     expected: Path | None = None
+    shared_memory: bool = False
 
     @property
     def asks_for(self) -> str:

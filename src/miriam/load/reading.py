@@ -52,6 +52,7 @@ class _Model(_Section):
     shapes: dict[str, tuple[Size, ...]] = {}
     inputs: Path | None = None
     expected: Path | None = None
+    shared_memory: Annotated[bool, Field(strict=True)] = False
 
     @model_validator(mode="after")
     def _one(self) -> _Model:
@@ -64,7 +65,7 @@ class _Model(_Section):
             name, self._arrivals(folder), self.model, self.criticality,
             None if self.deadline_ms is None else self.deadline_ms * 1e3,
             self.priority, None if self.timeout_ms is None else round(self.timeout_ms * 1e3), self.shapes,
-            _beside(self.inputs, folder), _beside(self.expected, folder),
+            _beside(self.inputs, folder), _beside(self.expected, folder), self.shared_memory,
         )  # fmt: skip
 
     def _arrivals(self, folder: Path) -> Arrivals:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -78,7 +78,7 @@ def run(plan: Plan, out: str | os.PathLike[str] | None = None, *, progress: Prog
         suite=LOAD,
         device=str(plan.server),
         simulated=False,
-        notes=notes(points, [r for _, _, r in phases], end_us),
+        notes=(*_shared(plan), *notes(points, [r for _, _, r in phases], end_us)),
         duration_s=plan.duration_s,
         warm_up_s=plan.warm_up,
         seed=plan.seed,
@@ -95,3 +95,10 @@ def run(plan: Plan, out: str | os.PathLike[str] | None = None, *, progress: Prog
 
         write(results, Path(out))
     return results
+
+
+def _shared(plan: Plan) -> Iterator[str]:
+    """Whose inputs were not sent."""
+    names = [caller.name for caller in plan.callers if caller.shared_memory]
+    if names:
+        yield f"Inputs of {', '.join(names)} were in shared memory."

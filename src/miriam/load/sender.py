@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from miriam.errors import MiriamError
+from miriam.serve.shared import Place
 
 __all__ = ["CONNECTION", "TIMEOUT", "Asked", "Described", "Sender", "UnansweredError"]
 
@@ -60,11 +61,14 @@ class Asked:
         Datatype and array of each input, by name.
     parameters
         Of the request, such as ``priority`` and ``timeout``.
+    places
+        Where inputs are that are in shared memory, by name.
     """
 
     model: str
     tensors: Mapping[str, tuple[str, Array]]
     parameters: Mapping[str, int] = field(default_factory=dict)
+    places: Mapping[str, Place] = field(default_factory=dict)
 
 
 class Sender(Protocol):
@@ -72,6 +76,12 @@ class Sender(Protocol):
 
     async def describe(self, model: str) -> Described:
         """Ask what the model takes."""
+
+    async def register(self, key: str, size: int) -> None:
+        """Tell the server of shared memory, under its own name."""
+
+    async def unregister(self, key: str) -> None:
+        """Tell the server that it is no longer used, if that can be told."""
 
     def serialise(self, asked: Asked) -> Any:
         """The request as it goes over the wire, made once and sent often."""
