@@ -118,6 +118,13 @@ def test_tensors_in_shared_memory_are_those_of_messages(client: Any, key: str, m
         shm.destroy_shared_memory_region(region)
 
 
+def test_the_example_of_the_page_does_what_it_says(grpc_client: Any) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text("utf-8")
+    names: dict[str, Any] = {}
+    exec(page.partition("```python\n")[2].partition("```")[0], names)
+    assert names["ask"](grpc_client, "double", "x", X).as_numpy("y").tolist() == (2 * X).tolist()
+
+
 def test_some_tensors_are_there_and_some_in_the_message(client: Any, key: str) -> None:
     a, b = np.arange(4, dtype=np.int32), np.full(4, 7, np.int32)
     path = file(key, 4096)
