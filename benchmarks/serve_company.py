@@ -1,11 +1,12 @@
 """A critical network beside a normal one through the server, and through the library in one process.
 
-    python benchmarks/serve_company.py --device cuda:0 [--policy resident] [--seconds 6] [--rounds 3]
+    python benchmarks/serve_company.py --device cuda:0 [--policy resident] [--seconds 6] [--rounds 3] [--messages]
 
 The pair of ``miriam bench pair``: a critical ResNet-34 of batch 1, Poisson arrivals, and a ResNet-18 of batch 32 in
 a closed loop, two at a time, so that none waits for the way back. Their weights are random numbers: what
-they answer means nothing. Each way is measured alone and together in every round; a slowdown is against the same
-way alone. A latency is from the moment at which a request was due to its answer.
+they answer means nothing. Inputs lie in shared memory that the server reads; with --messages they are sent. Each way
+is measured alone and together in every round; a slowdown is against the same way alone. A latency is from the moment
+at which a request was due to its answer.
 """
 
 from __future__ import annotations
@@ -133,10 +134,14 @@ def library(options: argparse.Namespace, files: Mapping[str, Path], seed: int, i
     into.normal_per_s.append(normal)
 
 
-def served(url: str, rate_per_s: float, seconds: float, seed: int, into: Measured) -> Sequence[str]:
+def served(url: str, options: argparse.Namespace, seed: int, into: Measured) -> Sequence[str]:
     """A round through the server; what the load generator has to say."""
-    callers = [Caller("critical", Poisson(rate_per_s), criticality=1), Caller("normal", Closed(DEPTH), criticality=0)]
-    results = run(Plan(Server.of(url), callers, duration_s=seconds, warm_up_s=WARM_UP_S, seed=seed))
+    shared = not options.messages
+    callers = [
+        Caller("critical", Poisson(options.rate), criticality=1, shared_memory=shared),
+        Caller("normal", Closed(DEPTH), criticality=0, shared_memory=shared),
+    ]
+    results = run(Plan(Server.of(url), callers, duration_s=options.seconds, warm_up_s=WARM_UP_S, seed=seed))
     found = {(point.alone, task.name): task for point in results.points for task in point.tasks}
     for alone, values in ((True, into.alone_us), (False, into.together_us)):
         task = found["critical" if alone else None, "critical"]
@@ -156,6 +161,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=200.0, help="critical requests a second")
     parser.add_argument("--seconds", type=float, default=6.0, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--messages", action="store_true", help="send inputs to the server in messages")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "records", help="folder of the record")
     options = parser.parse_args()
     load_before, ways, notes = os.getloadavg()[0], {"library": Measured(), "server": Measured()}, set()
@@ -170,7 +176,7 @@ def main() -> None:
         for seed in range(options.rounds):
             library(options, files, seed, ways["library"])
             with Served(folder, config) as server:
-                notes.update(served(server.grpc, options.rate, options.seconds, seed, ways["server"]))
+                notes.update(served(server.grpc, options, seed, ways["server"]))
     rows = {way: measured.row() for way, measured in ways.items()}
     for note in sorted(notes):
         print(note)
@@ -189,6 +195,7 @@ def main() -> None:
         "device": options.device,
         "simulated": options.device.startswith("sim:"),
         "policy": options.policy,
+        "inputs": "in messages" if options.messages else "in shared memory",
         "critical_per_s": options.rate,
         "seconds": options.seconds,
         "rounds": options.rounds,
@@ -196,7 +203,8 @@ def main() -> None:
         "notes": sorted(notes),
     }
     options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / f"serve-company-{options.device.replace(':', '-').replace('/', '-')}.json"
+    device = options.device.replace(":", "-").replace("/", "-")
+    path = options.out / f"serve-company-{device}{'-messages' if options.messages else ''}.json"
     path.write_text(json.dumps(record, indent=2) + "\n")
     print(f"written to {path}")
 
