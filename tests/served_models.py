@@ -28,6 +28,14 @@ def echo() -> Callable[..., tuple[Array, ...]]:
     return lambda *arrays: tuple(np.array(array) for array in arrays)
 
 
+def in_place() -> Callable[[Array], Array]:
+    def model(x: Array) -> Array:
+        x *= 2
+        return x
+
+    return model
+
+
 def raising() -> Callable[[Array], Array]:
     calls = []
 

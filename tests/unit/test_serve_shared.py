@@ -32,6 +32,7 @@ KINDS = {"http": tritonclient.http, "grpc": tritonclient.grpc}
 LARGE = 300_000  # elements; what is so large is copied in a thread
 OTHERS: dict[str, Any] = {
     "large": {"factory": "served_models:double", "example": [[LARGE]], "inputs": ["x"], "outputs": ["y"]},
+    "writes": {"factory": "served_models:in_place", "example": [[LARGE]], "inputs": ["x"], "outputs": ["y"]},
     "bools": {"factory": "served_models:echo", "example": [[4]], "dtype": "bool", "inputs": ["x"], "outputs": ["y"]},
 }
 SMALL = {"shared_regions": 3, "shared_bytes": 4 << 20, "total_bytes": 2 << 20}
@@ -138,6 +139,18 @@ def test_some_tensors_are_there_and_some_in_the_message(client: Any, key: str) -
     answer = client.infer("both", [there(client, "b", b, "half", 24), sent], outputs=wanted)
     assert answer.as_numpy("difference").tolist() == (a - b).tolist()
     assert path.read_bytes()[1100:1116] == (a + b).tobytes()
+
+
+def test_a_model_that_writes_into_its_input_changes_nothing_of_the_clients(client: Any, key: str) -> None:
+    x = np.arange(LARGE, dtype=np.float32)
+    path = file(key, x.nbytes)
+    path.write_bytes(x.tobytes())
+    client.register_system_shared_memory("r", key, x.nbytes)
+    sent = kind(client).InferInput("x", x.shape, "FP32")
+    sent.set_data_from_numpy(x)
+    for tensor in (sent, there(client, "x", x, "r")):
+        assert client.infer("writes", [tensor]).as_numpy("y").tobytes() == (2 * x).tobytes()
+    assert path.read_bytes() == x.tobytes()
 
 
 def test_regions_come_and_go(client: Any, serving: Serving, key: str) -> None:

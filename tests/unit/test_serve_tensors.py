@@ -20,6 +20,7 @@ from miriam.serve.tensors import (
     from_values,
     to_binary,
     to_values,
+    usable,
 )
 
 LIMIT = 1 << 16
@@ -58,8 +59,9 @@ def test_the_binary_form_says_every_array(given: tuple[str, Array], writable: bo
     data = bytes(to_binary(array))
     again = from_binary("x", datatype, array.shape, bytearray(data) if writable else data, LIMIT)
     assert same(array, again)
-    assert again.flags.writeable
-    assert again.flags.aligned
+    assert same(array, usable(again))
+    assert usable(again).flags.writeable
+    assert usable(again).flags.aligned
     assert datatype_of(array.dtype) == datatype
 
 
@@ -105,7 +107,8 @@ def test_an_array_lies_in_what_came_if_it_can() -> None:
     array = from_binary("x", "FP32", [4], memoryview(data), LIMIT)
     array[0] = 1.0
     assert data[:4] == b"\0\0\x80\x3f"
-    odd = from_binary("x", "FP32", [3], memoryview(data)[1:13], LIMIT)
+    assert usable(array) is array
+    odd = usable(from_binary("x", "FP32", [3], memoryview(data)[1:13], LIMIT))
     assert odd.flags.aligned
     assert odd.base is None
 

@@ -23,7 +23,7 @@ from miriam.errors import MiriamError
 from miriam.serve.copying import Copying
 from miriam.serve.errors import ServiceError, Status, as_service_error
 from miriam.serve.shared import Place, Regions, Shared, Slot
-from miriam.serve.tensors import DATATYPES, Array, datatype_of, to_binary
+from miriam.serve.tensors import DATATYPES, Array, datatype_of, to_binary, usable
 
 if TYPE_CHECKING:
     from miriam.runtime import Loaded, Response, Runtime, Spec
@@ -200,7 +200,7 @@ class Service:
         def submit() -> Response:
             return loaded.submit(
                 *(
-                    slots[spec.name].read(given) if isinstance(given, Shared) else given
+                    slots[spec.name].read(given) if isinstance(given, Shared) else usable(given)
                     for spec, given in zip(loaded.inputs, inputs, strict=True)
                 ),
                 criticality=level, timeout_ms=call.timeout_us / 1e3 if call.timeout_us else None, raw=True,

@@ -18,7 +18,16 @@ import numpy as np
 
 from miriam.serve.errors import ServiceError, Status
 
-__all__ = ["DATATYPES", "datatype_of", "element_count", "from_binary", "from_values", "to_binary", "to_values"]
+__all__ = [
+    "DATATYPES",
+    "datatype_of",
+    "element_count",
+    "from_binary",
+    "from_values",
+    "to_binary",
+    "to_values",
+    "usable",
+]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -101,7 +110,7 @@ def from_binary(name: str, datatype: str, shape: Sequence[int], data: Any, limit
     Parameters
     ----------
     data
-        A buffer. The array is a view of it where it may be written to and lies as NumPy needs it; else a copy.
+        A buffer. The array is a view of it: give it to a model as `usable` has it.
     limit
         The most elements that the tensor may have.
 
@@ -119,7 +128,11 @@ def from_binary(name: str, datatype: str, shape: Sequence[int], data: Any, limit
         raise _invalid(name, f"{datatype} {list(shape)} takes {count * dtype.itemsize} bytes, {len(data)} were given")
     if datatype == "BOOL" and (np.frombuffer(data, np.uint8) > 1).any():
         raise _invalid(name, "a byte of BOOL is neither 0 nor 1")
-    array = np.frombuffer(data, dtype).reshape(shape)
+    return np.frombuffer(data, dtype).reshape(shape)
+
+
+def usable(array: Array) -> Array:
+    """The array if it may be written to and lies as NumPy needs it; else a copy."""
     return array if array.flags.aligned and array.flags.writeable else array.copy()
 
 
