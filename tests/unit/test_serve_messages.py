@@ -18,6 +18,7 @@ from miriam.serve.config import Limits
 from miriam.serve.errors import ServiceError, Status
 from miriam.serve.messages import asked, parse, parse_bytes, read, response
 from miriam.serve.service import InferResult
+from miriam.serve.shared import Place, Shared
 from miriam.serve.tensors import DATATYPES, from_binary, to_binary
 
 LIMITS = Limits(json_bytes=ByteSize(1 << 18), json_values=1 << 14, tensor_elements=1 << 20)
@@ -197,6 +198,25 @@ def test_what_is_not_here_is_said_to_be_not_here() -> None:
     classes.outputs.add(name="y").parameters["classification"].int64_param = 3
     for message in (sequence, classes):
         assert refused(message).status is Status.UNSUPPORTED
+
+
+def test_a_tensor_is_in_shared_memory_or_in_the_message() -> None:
+    message = raw([("FP32", np.ones(2, np.float32)), ("FP32", np.ones(3, np.float32))])
+    for key, value in {"shared_memory_byte_size": 8, "shared_memory_offset": 64}.items():
+        message.inputs[0].parameters[key].int64_param = value
+    assert "shared_memory_region is None" in str(refused(message))
+    message.inputs[0].parameters["shared_memory_region"].string_param = "r"
+    assert "2 raw_input_contents for 1 inputs" in str(refused(message))
+    del message.raw_input_contents[0]
+    message.outputs.add(name="y").parameters["shared_memory_region"].string_param = "s"
+    assert "shared_memory_byte_size is None" in str(refused(message))
+    message.outputs[0].parameters["shared_memory_byte_size"].int64_param = 4
+    call = parse(message, LIMITS)
+    assert call.inputs[0][1] == Shared("FP32", (2,), Place("r", 8, 64))
+    assert np.array_equal(call.inputs[1][1], np.ones(3, np.float32))
+    assert call.places == {"y": Place("s", 4)}
+    message.inputs[0].contents.fp32_contents[:] = [1, 1]
+    assert "contents beside shared memory" in str(refused(message))
 
 
 def test_raw_tensors_of_any_size_are_read_at_once() -> None:
