@@ -158,6 +158,7 @@ class Limits:
         if not (launches and lane.place.conditional):
             return
         needed_us = launches * _PASSING_US / _SHARE
+        lane.free_us = min(lane.free_us, 4 * needed_us)  # a long rest is soon forgotten
         stays = lane.free_us > (needed_us / 2 if lane.stays else needed_us)
         if stays != lane.stays:
             lane.stays = stays
