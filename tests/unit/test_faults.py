@@ -373,7 +373,7 @@ def test_a_clock_that_is_set_changes_no_duration_and_no_deadline(
         gate.wait_for_one()
         try:
             assert str(ask(running, "hurried", 1)).startswith("504 ")
-            waiting = running.client.get("/v2/trace").json()
+            assert running.client.get("/v2/trace").status_code == 200  # it does not wait, either
         finally:
             gate.let_one_go()
         assert held.result(PATIENCE_S) == 12
@@ -384,4 +384,3 @@ def test_a_clock_that_is_set_changes_no_duration_and_no_deadline(
         assert 0 <= found.queue_sum_us + found.compute_sum_us <= found.latency_sum_us + 1 < 11 * limit_us
         for path in ("/v2/trace", "/live.json", "/", "/v2/models/stats"):
             assert running.client.get(path).status_code == 200
-        assert "504" not in str(waiting)
