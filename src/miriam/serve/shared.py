@@ -126,10 +126,14 @@ class Region:
 
     Attributes
     ----------
+    name
+        Under which it is registered.
     key
         Name of the file, as the client gave it.
     offset, size
         In the file, in bytes.
+    file
+        Its descriptor.
     """
 
     name: str
@@ -168,12 +172,18 @@ class Slot:
         return from_binary(self.tensor, what.datatype, what.shape, data, data.size)
 
     def check(self, size: int) -> None:
-        """Refuse what has no room."""
+        """Refuse so many bytes if they have no room.
+
+        Raises
+        ------
+        ServiceError
+            They have not.
+        """
         if size > self.place.size:
             raise _invalid(f"output {self.tensor!r:.80} has {size} bytes, {_SIZE} is {self.place.size}")
 
     def write(self, data: memoryview) -> None:
-        """Leave a tensor there. In any thread.
+        """Leave the bytes of a tensor there. In any thread.
 
         Raises
         ------
@@ -226,6 +236,11 @@ class Regions:
 
     def register(self, name: str, key: str, offset: int, size: int) -> None:
         """Take a region in.
+
+        Parameters
+        ----------
+        name, key, offset, size
+            See :class:`Region`.
 
         Raises
         ------

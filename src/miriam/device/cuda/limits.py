@@ -30,10 +30,12 @@ class Limits:
     ----------
     place, stream
         Of the device, not of a lane.
+    control
+        The small kernels that take hold.
     lanes
         All lanes, by their numbers.
     now_us
-        Gives the time.
+        Gives the time in us.
 
     Attributes
     ----------
@@ -45,7 +47,6 @@ class Limits:
         self, place: Place, control: Control, stream: Stream, lanes: Sequence[CudaLane], now_us: Callable[[], float]
     ) -> None:  # fmt: skip
         self._place = place
-        self._gpu = place.gpu
         self._control = control
         self._stream = stream
         self._lanes = lanes
@@ -80,7 +81,7 @@ class Limits:
             self._loaders += count
             changed = [lane for lane in self._lanes if lane.idle_told != self._idle(lane)]
             if changed:
-                with self._gpu.visited():
+                with self._place.gpu.visited():
                     self._place.activate()
                     for lane in changed:
                         self.rest(lane)
@@ -93,8 +94,8 @@ class Limits:
         lanes = tuple(self._lanes[number] for number in key)
         if key not in self._tables:
             rows = b"".join(lane.row for lane in lanes)
-            self._memory.append(self._gpu.allocate(len(rows)))
-            self._gpu.write(self._memory[-1], rows)
+            self._memory.append(self._place.gpu.allocate(len(rows)))
+            self._place.gpu.write(self._memory[-1], rows)
             self._tables[key] = self._memory[-1]
         return Holds(self._tables[key], lanes)
 
@@ -176,5 +177,5 @@ class Limits:
         """Give tables and stream back."""
         self._stream.close()
         for address in self._memory:
-            self._gpu.free(address)
+            self._place.gpu.free(address)
         self._memory, self._tables = [], {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from miriam.device.cuda.driver.calls import bindings, check, constant
@@ -58,17 +58,13 @@ class Capture:
         self._graph: Graph | None = None
 
     def __enter__(self) -> Capture:
-        CAPTURING.acquire()
-        try:
+        with ExitStack() as made:
+            CAPTURING.acquire()
+            made.callback(CAPTURING.release)
             self.stream = self._around if self._body is None else self._around.sibling()
-            try:
-                begin_capture(self.stream, self._body)
-            except BaseException:
-                self._close_streams()
-                raise
-        except BaseException:
-            CAPTURING.release()
-            raise
+            made.callback(self._close_streams)
+            begin_capture(self.stream, self._body)
+            made.pop_all()
         return self
 
     def __exit__(
