@@ -31,7 +31,7 @@ class View:
         self.now_us = 0.0
         self.pending: list[Request] = []
         self._flying: list[list[Run]] = [[] for _ in lanes]
-        self._left: dict[Request, dict[int, int]] = {}
+        self._left: dict[Request, dict[int, int] | None] = {}  # blocks by launch; None: all of them
         self._submitted_runs: WeakSet[Run] = WeakSet()
 
     def flying(self, lane: int) -> Sequence[Run]:
@@ -49,15 +49,16 @@ class View:
     def launch_of(self, request: Request) -> int:
         """The first launch of ``request`` that is not complete."""
         left = self._left[request]
-        return min(left, default=len(request.task.program.launches))
+        return 0 if left is None else min(left, default=len(request.task.program.launches))
 
     def left(self, request: Request, launch: int) -> int:
         """Logical blocks of a launch that have not been run."""
-        return self._left[request].get(launch, 0)
+        left = self._left[request]
+        return request.task.program.launches[launch].blocks if left is None else left.get(launch, 0)
 
     def _arrived(self, request: Request) -> None:
         self.pending.append(request)
-        self._left[request] = {i: step.blocks for i, step in enumerate(request.task.program.launches)}
+        self._left[request] = None
 
     def _submitted(self, run: Run) -> None:
         if run.request not in self._left:
@@ -73,9 +74,14 @@ class View:
         """Book a finished run; whether its request is complete now."""
         self._flying[run.lane].remove(run)
         object.__setattr__(run, "after", ())  # or each run would keep alive all that ever ran before it
-        if run.request.error is not None:
-            return self._failed(run.request)
-        left, program = self._left.get(run.request, {}), run.request.task.program
+        request, program = run.request, run.request.task.program
+        if request.error is not None:
+            return self._failed(request)
+        left = self._left.get(request, {})
+        if left is None:
+            if run.blocks is None and len(run.launches) == len(program.launches):  # as most: nothing to count
+                return self._complete(request)
+            left = self._left[request] = {i: step.blocks for i, step in enumerate(program.launches)}
         first = min(left, default=run.first)
         if first < run.first:
             raise PolicyError(
@@ -91,20 +97,18 @@ class View:
                 left[launch] = rest
             else:
                 left.pop(launch, None)
-        if left:
-            return False
-        self.pending.remove(run.request)
-        del self._left[run.request]
+        return not left and self._complete(request)
+
+    def _complete(self, request: Request) -> bool:
+        self.pending.remove(request)
+        del self._left[request]
         return True
 
     def _failed(self, request: Request) -> bool:
         """Forget a request of which nothing more runs; whether that is news."""
         for runs in self._flying:
             runs[:] = [run for run in runs if run.request is not request]
-        if self._left.pop(request, None) is None:
-            return False
-        self.pending.remove(request)
-        return True
+        return request in self._left and self._complete(request)
 
 
 class Policy(Protocol):

@@ -393,17 +393,21 @@ def check_run(run: Run, lanes: int) -> None:
     if run.threads is not None and not 1 <= run.threads <= program.kernel_of(run.first).threads:
         raise DeviceError(f"{run.threads} threads a block: 1 to {program.kernel_of(run.first).threads} are possible")
     for lane, sms in run.limits.items():
-        check_limit(Limit(lane, sms), lanes)
+        _check_limit(lane, sms, lanes)
         if lane == run.lane:
             raise DeviceError(f"a run limits its own lane {lane}: give it fewer workers instead")
 
 
 def check_limit(limit: Limit, lanes: int) -> None:
     """Raise :class:`DeviceError` if ``limit`` makes no sense on a device with so many lanes."""
-    if not 0 <= limit.lane < lanes:
-        raise DeviceError(f"limit on lane {limit.lane}, the device was opened with {lanes}")
-    if limit.sms is not None and limit.sms < 0:
-        raise DeviceError(f"a limit of {limit.sms} SMs: zero pauses a lane, None sets it free")
+    _check_limit(limit.lane, limit.sms, lanes)
+
+
+def _check_limit(lane: int, sms: int | None, lanes: int) -> None:
+    if not 0 <= lane < lanes:
+        raise DeviceError(f"limit on lane {lane}, the device was opened with {lanes}")
+    if sms is not None and sms < 0:
+        raise DeviceError(f"a limit of {sms} SMs: zero pauses a lane, None sets it free")
 
 
 def check_lanes(lanes: Sequence[Lane], sms: int) -> None:

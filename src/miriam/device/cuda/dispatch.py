@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from miriam.device.base import Run
 from miriam.device.cuda.control import Control
@@ -18,6 +18,8 @@ from miriam.errors import DeviceError
 from miriam.task import Request, Task
 
 __all__ = ["Dispatcher"]
+
+_HERE = nullcontext()
 
 
 class Dispatcher:
@@ -73,19 +75,19 @@ class Dispatcher:
                 with self._there(lane):
                     staged.feed(work.instance, lane.stream)
             if run.blocks is not None:
-                with self._once(work, "shard", run.first, run.threads):
+                with self._once(lane, work, "shard", run.first, run.threads):
                     work.shard(lane, run.first, run.blocks, run.threads)
                 self._hold(run)
                 continue
             narrow = None
             if elastic:
-                with self._once(work, "resizable"):
+                with self._once(lane, work, "resizable"):
                     narrow = work.resizable and (in_passes or lane.narrow)
                 if not narrow:
                     lane.blunt.add(run)
                     self._limits.rest(lane)
             if in_passes:
-                with self._once(work, lane, "pass", False):
+                with self._once(lane, work, lane, "pass", False):
                     work.single(lane, narrow=False)
                 self._hold(run)
                 lane.passing = work
@@ -106,19 +108,22 @@ class Dispatcher:
             self._telling[lane].enqueue(lane.stream)
         lane.fetching.add(run)
 
-    @contextmanager
-    def _once(self, work: Work, *what: object) -> Iterator[None]:
+    def _once(self, lane: CudaLane, work: Work, *what: object) -> AbstractContextManager[None]:
         """A block that makes something of a task when it is first entered for that."""
-        with self._aside() if what in work.made else self._loading():
+        return self._there(lane) if what in work.made else self._first(work, what)
+
+    @contextmanager
+    def _first(self, work: Work, what: tuple[object, ...]) -> Iterator[None]:
+        with self._loading():
             yield
         work.made.add(what)
 
-    @contextmanager
-    def _there(self, lane: CudaLane) -> Iterator[None]:
+    def _there(self, lane: CudaLane) -> AbstractContextManager[None]:
         """A block in the context of a lane's stream."""
-        if lane.place is self._place:
-            yield
-            return
+        return _HERE if lane.place is self._place else self._elsewhere(lane)
+
+    @contextmanager
+    def _elsewhere(self, lane: CudaLane) -> Iterator[None]:
         lane.place.activate()
         try:
             yield
@@ -145,12 +150,13 @@ class Dispatcher:
 
     def _launch(self, work: Work, lane: CudaLane, run: Run, narrow: bool | None) -> None:
         """Enqueue launches as they are, or (``narrow`` is not None) an inference that looks after itself."""
-        # Hold at once: the host takes longer for a graph, and workers need a while to leave. Besides, the graph may
-        # wait for a run in front of it, whose end would let go. But not if that waits for a run which might be held.
-        follows = any(other.after for other in lane.flying)
+        # The graph itself takes hold: that is the least work for the host, and the GPU is as early. But behind another
+        # run of the lane hold at once, or others come back between the two; unless that waits for a run which might be
+        # held, or somebody loads.
+        behind = lane.begun > 1 and not any(other.after for other in lane.flying)
         while True:
             with self._limits.lock:
-                hold = bool(run.limits) and (follows or self._limits.loading)
+                hold = bool(run.limits) and not (behind and not self._limits.loading)
                 key = (work, run.first, run.last, narrow, hold, *run.limits)
                 plan = lane.plans.get(key)
                 if plan is not None:
@@ -158,16 +164,19 @@ class Dispatcher:
                     if not hold:
                         self._limits.hold(plan.holds)
                     plan.graph.launch(lane.stream)
+                    if plan.warmer is not None:
+                        plan.warmer.enqueue(lane.beside)
                     return
             with self._loading():
                 holds = self._limits.of(run.limits)
+                warmer = work.warmed() if holds.lanes and narrow is None else None
                 # Both, since PyTorch may be collecting a graph when the other one is wanted.
                 for inside in (False, True) if run.limits else (False,):
                     if narrow is None:
                         graph = work.original(lane, run.launches, holds, hold=inside)
                     else:
                         graph = work.resident(lane, holds, hold=inside, narrow=narrow)
-                    lane.plans[work, run.first, run.last, narrow, inside, *run.limits] = Plan(graph, holds)
+                    lane.plans[work, run.first, run.last, narrow, inside, *run.limits] = Plan(graph, holds, warmer)
 
     def _hold(self, run: Run) -> None:
         """Hold the lanes that a run limits, until :meth:`_hear` lets them go; for runs whose graphs do not."""
@@ -185,7 +194,7 @@ class Dispatcher:
         narrow = limit != ALL
         if narrow and not work.resizable:
             return
-        with self._once(work, lane, "pass", narrow):
+        with self._once(lane, work, lane, "pass", narrow):
             graph = work.single(lane, narrow=narrow)
         graph.launch(lane.stream)
         lane.in_pass = True
@@ -200,7 +209,7 @@ class Dispatcher:
             )
         if lane.place.conditional:
             return True
-        with self._once(work, "opaque"):
+        with self._once(lane, work, "opaque"):
             opaque = work.opaque
         for name, why in opaque.items():
             self._say(f"{program.name} runs whole in a partition: {name} is not elastic ({why})")

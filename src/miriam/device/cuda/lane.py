@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from miriam.device.base import Lane, Run
@@ -135,6 +136,11 @@ class CudaLane:
             self._marks[run] = self._events.pop()
         return self._marks[run]
 
+    @cached_property
+    def beside(self) -> Stream:
+        """A stream like :attr:`stream`, for what may run beside it."""
+        return self.stream.sibling()
+
     def forget(self, run: Run) -> None:
         """``run`` is over."""
         self.blunt.discard(run)
@@ -145,6 +151,8 @@ class CudaLane:
     def close(self) -> None:
         """Destroy the stream and give the memory back; nothing may be in flight."""
         self.stream.close()
+        if "beside" in self.__dict__:
+            self.beside.close()
         for event in (*self._events, *self._marks.values()):
             event.close()
         if self._memory:

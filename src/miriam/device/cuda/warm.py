@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from miriam.device.cuda.driver import Function, Gpu, Module, Stream
+from miriam.device.cuda.driver import Gpu, Module, Stream
 from miriam.device.cuda.instance import Instance
 from miriam.program import Pointer, Role
 
@@ -80,20 +80,20 @@ class Warmer:
         table = b"".join(word.to_bytes(8, "little") for row in rows for word in row)
         self._module = Module((_BULK if gpu.attribute("COMPUTE_CAPABILITY_MAJOR") >= 9 else _LINES).encode())
         self._table = 0
-        self._count = len(rows)
+        count = len(rows)
         try:
             self._table = gpu.allocate(len(table))
             gpu.write(self._table, table)
-            self._function: Function = self._module.function("warm")
+            args = [self._table.to_bytes(8, "little"), count.to_bytes(4, "little")]
+            blocks = max(1, min(_BLOCKS, -(-count // _THREADS)))
+            self._launch = self._module.function("warm").prepare((blocks, 1, 1), (_THREADS, 1, 1), 0, args)
         except BaseException:
             self.close()
             raise
 
     def enqueue(self, stream: Stream) -> None:
         """Enqueue the request for all of them."""
-        args = [self._table.to_bytes(8, "little"), self._count.to_bytes(4, "little")]
-        blocks = max(1, min(_BLOCKS, -(-self._count // _THREADS)))
-        self._function.launch(stream, (blocks, 1, 1), (_THREADS, 1, 1), 0, args)
+        self._launch.enqueue(stream)
 
     def close(self) -> None:
         """Give the table back and unload."""

@@ -119,10 +119,13 @@ class Plan:
         What is enqueued.
     holds
         The lanes that it lets go.
+    warmer
+        What is to be asked for beside it.
     """
 
     graph: Graph
     holds: Holds
+    warmer: Warmer | None = None
 
 
 class Work:
@@ -186,16 +189,15 @@ class Work:
         self.transfer.ready()
         self._elastic_instance()
         if warm:
-            self._warmed()
+            self.warmed()
 
     def original(self, lane: CudaLane, launches: range, holds: Holds, *, hold: bool) -> Graph:
         """Whole launches as they are, while limits hold; without ``hold`` somebody else sees to the beginning."""
         hold = hold and bool(holds.lanes)
         key = (lane, launches, holds.table, hold)
         if key not in self._graphs:
-            warmer = self._warmed() if holds.lanes else None
             with self._capture(lane) as capture:
-                self._hold(capture, holds, hold, warmer)
+                self._hold(capture, holds, hold)
                 self.instance.enqueue(capture.stream, launches)
                 self._checked(capture, launches)
                 self._release(capture, lane, holds)
@@ -272,6 +274,14 @@ class Work:
             raise DeviceError(f"a shard of launch {index} of {self.program.name}, {kernel.name}: {why}")
         self._codes.control.notify(lane.stream, 0, lane.counter, lane.words)
 
+    def warmed(self) -> Warmer | None:
+        """What brings the weights into the L2, beside the launches that read them; None where there are none."""
+        if self._warmer is None:
+            self._place.activate()
+            self._warmer = Warmer(self._codes.gpu, self.instance)
+            self._made.callback(self._warmer.close)
+        return self._warmer if self._warmer.bytes else None
+
     @cached_property
     def resizable(self) -> bool:
         """Whether every launch has a form for any number of workers, so that an inference can be narrowed."""
@@ -291,14 +301,10 @@ class Work:
             self.check.enqueue(lane.stream)
             lane.stream.synchronize()  # the next inference may be on another lane
 
-    def _hold(self, capture: Capture, holds: Holds, hold: bool, warmer: Warmer | None = None) -> None:
-        """Beside what follows, take hold of lanes, unless somebody else does, and ask for weights."""
-        if hold or warmer is not None:
-            with capture.beside() as side:
-                if hold:
-                    self._codes.control.hold(side, holds.table, len(holds.lanes))
-                if warmer is not None:
-                    warmer.enqueue(side)
+    def _hold(self, capture: Capture, holds: Holds, hold: bool) -> None:
+        """Take hold of lanes, in the one line of the graph: the driver is quicker with one that has no branches."""
+        if hold:
+            self._codes.control.hold(capture.stream, holds.table, len(holds.lanes))
 
     def _release(self, capture: Capture, lane: CudaLane, holds: Holds) -> None:
         """Let go, and tell the host."""
@@ -334,14 +340,6 @@ class Work:
             self._elastic = ElasticInstance(self._codes.gpu, self.instance, code, self._each)
             self._made.callback(self._elastic.close)
         return self._elastic
-
-    def _warmed(self) -> Warmer | None:
-        """What brings the weights into the L2; None where there are none."""
-        if self._warmer is None:
-            self._place.activate()
-            self._warmer = Warmer(self._codes.gpu, self.instance)
-            self._made.callback(self._warmer.close)
-        return self._warmer if self._warmer.bytes else None
 
     def _checked(self, capture: Capture, launches: range) -> None:
         if self.check is not None and launches.stop == len(self.program.launches):

@@ -1,14 +1,12 @@
-"""What a stream collects into a graph, with loops, choices and branches."""
+"""What a stream collects into a graph, with loops and choices."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 from miriam.device.cuda.driver.calls import bindings, check, constant
-from miriam.device.cuda.driver.event import Event
 from miriam.device.cuda.driver.graph import Graph
 from miriam.errors import DeviceError
 
@@ -54,7 +52,6 @@ class Capture:
     def __init__(self, stream: Stream, body: Any = None) -> None:
         self._around = stream
         self._body = body
-        self._sides: list[Stream] = []
         self._graph: Graph | None = None
 
     def __enter__(self) -> Capture:
@@ -62,7 +59,7 @@ class Capture:
             CAPTURING.acquire()
             made.callback(CAPTURING.release)
             self.stream = self._around if self._body is None else self._around.sibling()
-            made.callback(self._close_streams)
+            made.callback(self._close_stream)
             begin_capture(self.stream, self._body)
             made.pop_all()
         return self
@@ -74,15 +71,9 @@ class Capture:
             if error is not None:
                 self._abandon()
                 return
-            try:
-                for side in self._sides:
-                    _follow(self.stream, side)
-            except BaseException:
-                self._abandon()
-                raise
             made = check("cuStreamEndCapture", self.stream.handle)
         finally:
-            self._close_streams()  # no sooner: they take part in the capture
+            self._close_stream()  # no sooner: it takes part in the capture
             CAPTURING.release()
         if self._body is None:
             self._graph = Graph(made)
@@ -129,18 +120,6 @@ class Capture:
         """Give ``count`` bodies; the one whose place in the list the handle names runs, or none."""
         return self._node("SWITCH", handle, count)
 
-    @contextmanager
-    def beside(self, priority: int | None = None) -> Iterator[Stream]:
-        """Give a stream whose work runs beside what follows here.
-
-        It begins after what is here now, and is joined at the end of the capture. Its priority is the one of
-        :attr:`stream` unless told otherwise.
-        """
-        side = self.stream.sibling(priority)
-        self._sides.append(side)
-        _follow(side, self.stream)
-        yield side
-
     def _node(self, kind: str, handle: int, count: int) -> list[Capture]:
         """Put a node with ``count`` bodies behind what is here, and let what follows wait for it."""
         cu, at = bindings(), self.stream.handle
@@ -163,22 +142,11 @@ class Capture:
             if self._body is None:
                 check("cuGraphDestroy", made)
 
-    def _close_streams(self) -> None:
-        for side in self._sides if self._body is None else [*self._sides, self.stream]:
-            side.close()
-        self._sides = []
+    def _close_stream(self) -> None:
+        if self._body is not None:
+            self.stream.close()
 
 
 def _known(edges: list[Any]) -> list[Any] | None:
     """Data of edges, None if the driver has none: the bindings then count addresses from 0."""
     return None if any(int(edge.getPtr()) < _PAGE for edge in edges) else edges
-
-
-def _follow(later: Stream, earlier: Stream) -> None:
-    """Let what comes in ``later`` wait for what is in ``earlier``."""
-    event = Event(timed=False)
-    try:
-        event.record(earlier)
-        later.wait(event)
-    finally:
-        event.close()

@@ -51,9 +51,9 @@ class Stream:
         """Let what follows in the stream wait for ``event``."""
         check("cuStreamWaitEvent", self.handle, event.handle, 0)
 
-    def sibling(self, priority: int | None = None) -> Stream:
-        """Give a new stream on the same SMs, of the same priority unless told otherwise."""
-        priority = self.priority if priority is None else priority
+    def sibling(self) -> Stream:
+        """Give a new stream on the same SMs, of the same priority."""
+        priority = self.priority
         if self.partition is not None:
             return self.partition.stream(priority)
         check("cuCtxPushCurrent", check("cuStreamGetCtx", self.handle))
