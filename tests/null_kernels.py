@@ -68,10 +68,10 @@ def _gate(gpu: NullGpu, inference: int, lane: int, choice: int) -> Iterator[None
         gpu.conditions[choice] = int(gpu.word(lane) != ALL)
 
 
-def _step(gpu: NullGpu, inference: int, lane: int, loop: int) -> None:
+def _step(gpu: NullGpu, inference: int, lane: int, loop: int, until: int) -> None:
     complete = gpu.word(lane + _FIRST) != MAX_LAUNCHES
     if complete:
-        gpu.set_word(inference, gpu.word(inference + _LAUNCHES))
+        gpu.set_word(inference, until)
     if loop:
         gpu.conditions[loop] = int(not complete)
 

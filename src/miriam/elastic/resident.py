@@ -8,6 +8,8 @@ ways, and a step that tells the loop whether anything is left. No host is asked 
                   step -> loop }
     notify
 
+or several such loops, one behind the other, each over the launches of one span of the program.
+
 Entries, with their parameters (``u64`` unless said); each is one block of ``THREADS`` unless said:
 
 ``miriam_gate_resident(inference, lane, choice)``
@@ -16,10 +18,10 @@ Entries, with their parameters (``u64`` unless said); each is one block of ``THR
     of the switch; 0: there are exclusive passes alone, and any limit but ``ALL`` makes it wait. After about
     a second it stops waiting and begins an exclusive pass: whoever could let it go may wait for it, in
     the driver, which loads code only when nothing runs.
-``miriam_step(inference, lane, loop)``
-    Behind a pass in ``lane``, whichever gate began it: writes down which launch is the next one. From then
-    on no gate needs the lane's words, so other programs may have passes in the lane. Sets the handle
-    ``loop`` (0: none) to whether the inference is incomplete.
+``miriam_step(inference, lane, loop, until u32)``
+    Behind a pass in ``lane`` over the launches below ``until``, whichever gate began it: writes down which
+    launch is the next one. From then on no gate needs the lane's words, so other programs may have passes in
+    the lane. Sets the handle ``loop`` (0: none) to whether any of these launches is incomplete.
 ``miriam_look(lane, index u32, handle)``
     In the place of the first worker of a launch that only runs whole, in an exclusive pass: sets the
     handle to whether the pass is to run it. A limit that is not the width stops the pass here.
@@ -158,6 +160,7 @@ _STEP = f"""{REGISTERS}
 	setp.ne.u32 %p, %me, 0;
 	@%p ret;
 	ld.relaxed.gpu.global.v4.u32 {{%next, %epoch, %claimed, %launches}}, [%inference];
+	ld.param.u32 %launches, [until];
 	ld.global.u64 %counters, [%inference+32];
 	setp.eq.u32 %p, %claimed, 0;
 	@%p bra $exclusive;
@@ -367,7 +370,7 @@ RESIDENT = f".version 7.0\n.target sm_75\n.address_size 64\n\n{SET_CONDITIONAL}\
     _entry(*entry)
     for entry in (
         (GATE, "inference lane choice", _GATE),
-        (STEP, "inference lane loop", _STEP),
+        (STEP, "inference lane loop until:32", _STEP),
         (LOOK, "lane index:32 handle", _LOOK),
         (NOTIFY, "inference counter words", _NOTIFY),
         (HOLD, "table lanes:32 count:32", _HOLD),

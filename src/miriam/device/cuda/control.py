@@ -48,9 +48,9 @@ class Control:
         """Enqueue the gate that waits for a limit under which the pass may run."""
         self._launch(resident.GATE, stream, inference, lane, choice)
 
-    def step(self, stream: Stream, inference: int, lane: int, loop: int) -> None:
-        """Enqueue the end of a pass."""
-        self._launch(resident.STEP, stream, inference, lane, loop)
+    def step(self, stream: Stream, inference: int, lane: int, loop: int, until: int) -> None:
+        """Enqueue the end of a pass over the launches below ``until``."""
+        self._launch(resident.STEP, stream, inference, lane, loop, _half(until))
 
     def notify(self, stream: Stream, inference: int, counter: int, words: int) -> None:
         """Enqueue: the host is told that a pass, or what ``inference`` 0 stands for, is over."""

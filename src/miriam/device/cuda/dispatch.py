@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
@@ -13,6 +14,7 @@ from miriam.device.cuda.limits import Limits
 from miriam.device.cuda.place import Place
 from miriam.device.cuda.transfer import Staged
 from miriam.device.cuda.work import Plan, Work
+from miriam.elastic.pauses import spans
 from miriam.elastic.state import ALL
 from miriam.errors import DeviceError
 from miriam.task import Request, Task
@@ -153,11 +155,12 @@ class Dispatcher:
         # The graph itself takes hold: that is the least work for the host, and the GPU is as early. But behind another
         # run of the lane hold at once, or others come back between the two; unless that waits for a run which might be
         # held, or somebody loads.
+        cut = narrow is not None and lane.pauses.cut and len(spans(len(run.launches))) > 1
         behind = lane.begun > 1 and not any(other.after for other in lane.flying)
         while True:
             with self._limits.lock:
                 hold = bool(run.limits) and not (behind and not self._limits.loading)
-                key = (work, run.first, run.last, narrow, hold, *run.limits)
+                key = (work, run.first, run.last, narrow, cut, hold, *run.limits)
                 plan = lane.plans.get(key)
                 if plan is not None:
                     self._limits.book(run.limits)
@@ -170,13 +173,15 @@ class Dispatcher:
             with self._loading():
                 holds = self._limits.of(run.limits)
                 warmer = work.warmed() if holds.lanes and narrow is None else None
-                # Both, since PyTorch may be collecting a graph when the other one is wanted.
-                for inside in (False, True) if run.limits else (False,):
+                # All of them, since PyTorch may be collecting a graph when the other one is wanted.
+                ways = (False, True) if narrow is not None and len(spans(len(run.launches))) > 1 else (False,)
+                for inside, spanned in itertools.product((False, True) if run.limits else (False,), ways):
                     if narrow is None:
                         graph = work.original(lane, run.launches, holds, hold=inside)
                     else:
-                        graph = work.resident(lane, holds, hold=inside, narrow=narrow)
-                    lane.plans[work, run.first, run.last, narrow, inside, *run.limits] = Plan(graph, holds, warmer)
+                        graph = work.resident(lane, holds, hold=inside, narrow=narrow, cut=spanned)
+                    key = (work, run.first, run.last, narrow, spanned, inside, *run.limits)
+                    lane.plans[key] = Plan(graph, holds, warmer)
 
     def _hold(self, run: Run) -> None:
         """Hold the lanes that a run limits, until :meth:`_hear` lets them go; for runs whose graphs do not."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from miriam.device.base import Lane, Run
 from miriam.device.cuda.driver import Event, HostMemory, Stream
 from miriam.device.cuda.place import Place
+from miriam.elastic.pauses import Pauses
 from miriam.elastic.state import ALL, LANE_BYTES, LIMITER_BYTES, SM_TABLE_BYTES, Limiter, ranks
 from miriam.elastic.state import Lane as Record
 
@@ -46,10 +47,8 @@ class CudaLane:
         Whose inference is under way where the host enqueues each pass of it; whether a pass is enqueued.
     held
         Limits that runs in flight on other lanes hold on this one, in SMs.
-    free_us, freed_us
-        For how long nobody held it, as a mean over the last times; since when nobody does.
-    stays
-        Whether what is interrupted stays where it stopped (:attr:`miriam.elastic.state.Lane.stays`).
+    pauses
+        When they did.
     padded, idle
         The limit while there are such runs, and while there are none, in SMs.
     blunt
@@ -79,8 +78,7 @@ class CudaLane:
         self.passing: Work | None = None
         self.in_pass = False
         self.held: list[int] = []
-        self.free_us = self.freed_us = 0.0
-        self.stays = False
+        self.pauses = Pauses()
         self.padded, self.idle, self.idle_told = 0, ALL, ALL
         self.blunt: set[Run] = set()
         self.fetching: set[Run] = set()

@@ -16,8 +16,6 @@ from miriam.elastic.state import ALL, IDLE_AT, PADDED_AT, STAYS_AT
 __all__ = ["Limits"]
 
 _NOTHING = Holds()
-_PASSING_US = 1.5  # for a launch that is passed over, as measured: 1.1 us in its graph, and more beside others
-_SHARE = 1 / 20  # of the time between two critical requests that may be lost by passing over launches then
 
 
 class Limits:
@@ -104,7 +102,7 @@ class Limits:
         for number, sms in limits.items():
             lane = self._lanes[number]
             if not lane.held:
-                lane.free_us += (self._now_us() - lane.freed_us - lane.free_us) / 8  # a mean over the last ones
+                lane.pauses.begin(self._now_us())
             lane.held.append(lane.width(sms))
             self._pad(lane)
 
@@ -115,8 +113,7 @@ class Limits:
             lane.held.remove(lane.width(sms))
             self._pad(lane)
             if not lane.held:
-                lane.freed_us = self._now_us()
-                self._stay(lane)
+                self._freed(lane)
 
     def hold(self, holds: Holds, count: int = 1) -> None:
         """Take hold now, in the place of a graph; or let go with a ``count`` of -1."""
@@ -149,21 +146,13 @@ class Limits:
             lane.padded = min(lane.held)
             self._write(lane, PADDED_AT, lane.padded)
 
-    def _stay(self, lane: CudaLane) -> None:
-        """Let what is interrupted pass over its other launches behind a critical request, or meanwhile.
-
-        Behind it they are in nobody's way, but the time for them is lost; that must be little of the time
-        until the next one.
-        """
+    def _freed(self, lane: CudaLane) -> None:
+        """Nobody holds a lane any more: time to think about what its pauses are like."""
+        pauses, stayed = lane.pauses, lane.pauses.stays
         launches = max((len(run.launches) for run in lane.flying if run.workers is not None), default=0)
-        if not (launches and lane.place.conditional):
-            return
-        needed_us = launches * _PASSING_US / _SHARE
-        lane.free_us = min(lane.free_us, 4 * needed_us)  # a long rest is soon forgotten
-        stays = lane.free_us > (needed_us / 2 if lane.stays else needed_us)
-        if stays != lane.stays:
-            lane.stays = stays
-            self._stream.fill(lane.record + STAYS_AT, int(stays), 4, 1)
+        pauses.end(self._now_us(), launches if lane.place.conditional else 0)
+        if pauses.stays != stayed:
+            self._stream.fill(lane.record + STAYS_AT, int(pauses.stays), 4, 1)
 
     def _write(self, lane: CudaLane, at: int, sms: int) -> None:
         self._stream.fill(lane.limiter + at, sms, 4, 1)

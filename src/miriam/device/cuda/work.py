@@ -19,6 +19,7 @@ from miriam.device.cuda.place import Place
 from miriam.device.cuda.shards import ShardCode
 from miriam.device.cuda.transfer import Transfer
 from miriam.device.cuda.warm import Warmer
+from miriam.elastic.pauses import spans
 from miriam.elastic.rewrite import Form
 from miriam.errors import DeviceError
 from miriam.program import Program
@@ -204,54 +205,70 @@ class Work:
             self._graphs[key] = self._ready(capture, lane)
         return self._graphs[key]
 
-    def resident(self, lane: CudaLane, holds: Holds, *, hold: bool, narrow: bool) -> Graph:
-        """A whole inference that pauses and goes on by itself; ``narrow``: under a limit above 0 it goes on, too.
+    def resident(self, lane: CudaLane, holds: Holds, *, hold: bool, narrow: bool, cut: bool) -> Graph:
+        """A whole inference that pauses and goes on by itself.
 
-        The first pass stands in front of the loop, since most inferences are never interrupted and a
-        condition takes a few microseconds.
+        Parameters
+        ----------
+        narrow
+            Under a limit above 0 it goes on, too.
+        cut
+            In spans (:mod:`miriam.elastic.pauses`).
         """
         hold = hold and bool(holds.lanes)
-        key = (lane, "resident", narrow, holds.table, hold)
+        key = (lane, "resident", narrow, cut, holds.table, hold)
         if key not in self._graphs:
             elastic, own = self._elastic_lane(lane)
-            control = self._codes.control
+            every = range(len(self.program.launches))
             with self._capture(lane) as capture:
                 self._hold(capture, holds, hold)
-                own.gate(capture.stream)
-                self._exclusive(capture, own, lane)
-                loop = capture.condition()
-                control.step(capture.stream, elastic.record, lane.record, loop)
-                with capture.loop(loop) as body:
-                    if narrow:
-                        choice = body.condition()
-                        control.gate(body.stream, elastic.record, lane.record, choice)
-                        wide, tight = body.choose(choice, 2)
-                        with wide:
-                            self._exclusive(wide, own, lane)
-                        with tight:
-                            self._looped(tight, own)
-                    else:
-                        control.gate(body.stream, elastic.record, lane.record, 0)
-                        self._exclusive(body, own, lane)
-                    control.step(body.stream, elastic.record, lane.record, loop)
-                self._checked(capture, range(len(self.program.launches)))
+                for span in spans(len(every)) if cut else (every,):
+                    self._loop(capture, elastic, own, lane, span, narrow=narrow)
+                self._checked(capture, every)
                 self._release(capture, lane, holds)
             self._graphs[key] = self._ready(capture, lane)
         return self._graphs[key]
+
+    def _loop(
+        self, capture: Capture, elastic: ElasticInstance, own: ElasticLane, lane: CudaLane, span: range, *, narrow: bool
+    ) -> None:
+        """Pass after pass over a span, until it is complete.
+
+        The first pass stands in front of the loop, since most are never interrupted and a condition takes a
+        few microseconds.
+        """
+        control = self._codes.control
+        own.gate(capture.stream)
+        self._exclusive(capture, own, lane, span)
+        loop = capture.condition()
+        control.step(capture.stream, elastic.record, lane.record, loop, span.stop)
+        with capture.loop(loop) as body:
+            if narrow:
+                choice = body.condition()
+                control.gate(body.stream, elastic.record, lane.record, choice)
+                wide, tight = body.choose(choice, 2)
+                with wide:
+                    self._exclusive(wide, own, lane, span)
+                with tight:
+                    self._looped(tight, own, span)
+            else:
+                control.gate(body.stream, elastic.record, lane.record, 0)
+                self._exclusive(body, own, lane, span)
+            control.step(body.stream, elastic.record, lane.record, loop, span.stop)
 
     def single(self, lane: CudaLane, *, narrow: bool) -> Graph:
         """One pass, full width or narrow, behind which the host hears whether the inference is complete."""
         key = (lane, "pass", narrow)
         if key not in self._graphs:
             elastic, own = self._elastic_lane(lane)
-            control = self._codes.control
+            control, every = self._codes.control, range(len(self.program.launches))
             with self._capture(lane) as capture:
                 own.gate(capture.stream, looped=narrow)
                 if narrow:
-                    self._looped(capture, own)
+                    self._looped(capture, own, every)
                 else:
-                    self._exclusive(capture, own, lane)
-                control.step(capture.stream, elastic.record, lane.record, 0)
+                    self._exclusive(capture, own, lane, every)
+                control.step(capture.stream, elastic.record, lane.record, 0, every.stop)
                 control.notify(capture.stream, elastic.record, lane.counter, lane.words)
             self._graphs[key] = self._ready(capture, lane)
         return self._graphs[key]
@@ -310,9 +327,9 @@ class Work:
         """Let go, and tell the host."""
         self._codes.control.release(capture.stream, holds.table, len(holds.lanes), lane.counter, lane.words)
 
-    def _exclusive(self, capture: Capture, own: ElasticLane, lane: CudaLane) -> None:
+    def _exclusive(self, capture: Capture, own: ElasticLane, lane: CudaLane, launches: range) -> None:
         code = self._codes.elastic(self.program)
-        for i in range(len(self.program.launches)):
+        for i in launches:
             if code.opaque(self.program.kernel_of(i)):
                 run = capture.condition()
                 self._codes.control.look(capture.stream, lane.record, i, run)
@@ -321,8 +338,8 @@ class Work:
             else:
                 own.launch(capture.stream, i)
 
-    def _looped(self, capture: Capture, own: ElasticLane) -> None:
-        for i in range(len(self.program.launches)):
+    def _looped(self, capture: Capture, own: ElasticLane, launches: range) -> None:
+        for i in launches:
             own.launch(capture.stream, i, own.full(i))
 
     def _elastic_lane(self, lane: CudaLane) -> tuple[ElasticInstance, ElasticLane]:
