@@ -52,7 +52,7 @@ from miriam.elastic.state import (
 )
 from miriam.elastic.thin import thin
 
-__all__ = ["CONDITIONAL", "Elastic", "ElasticLane", "Patch", "Step", "run_original", "run_shards", "steps_of"]
+__all__ = ["CONDITIONAL", "Elastic", "ElasticLane", "Passed", "Patch", "Step", "run_original", "run_shards", "steps_of"]
 
 CONDITIONAL = RESIDENT.replace(
     SET_CONDITIONAL,
@@ -215,14 +215,24 @@ class Elastic:
         return all(Form.LOOPED in s.made.forms[s.entry] for s in self.steps)
 
 
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """A pass of a resident inference: over which launches, from which one on, and whether it was a claimed one."""
+
+    span: range
+    begin: int
+    narrow: bool
+
+
 class ElasticLane:
-    """A lane and its stream."""
+    """A lane and its stream; ``passes`` are those of its resident inferences."""
 
     def __init__(self, elastic: Elastic, workers: int, order: Sequence[int]) -> None:
         self._elastic, self._memory = elastic, elastic.memory
         self.address = self._memory.alloc(Lane().pack() + ranks(order), name="lane")
         self._slots = self._memory.alloc(workers * SLOT_BYTES, name="slots")
         self._tail: Launch | None = None
+        self.passes: list[Passed] = []
 
     def shared(self, other: Elastic) -> ElasticLane:
         """The same lane for another program; one of them at a time has passes in it."""
@@ -286,10 +296,13 @@ class ElasticLane:
         slots: Sequence[int] = (0, 1, 2),
         looked: Collection[int] = (),
         stays: bool = True,
+        spans: Sequence[range] | None = None,
     ) -> Iterator[None]:
         """Do what the graph of a resident inference does: it goes on between turns until the inference is complete.
 
         ``workers`` None: there is no narrow form. Launches that are ``looked`` at run as they are, or not at all.
+        ``spans``: one loop behind the other, each with an exclusive pass in front, as the device makes them;
+        without, a single loop and nothing else. What each pass was comes into ``passes``.
         """
         elastic = self._elastic
         self.stay(stays)
@@ -303,22 +316,33 @@ class ElasticLane:
             return elastic.resident.launch(name, (1, 1, 1), (THREADS[name], 1, 1), list(args))
 
         inference, lane = elastic.inference.to_bytes(8, "little"), self.address.to_bytes(8, "little")
-        handle = self._memory.alloc(4, name="handle")
-        told = handle.to_bytes(8, "little")
-        while True:
-            yield from ended(asked(GATE, inference, lane, told if workers is not None else bytes(8)))
-            narrow = self._memory.load(handle, 4) if workers is not None else 0
-            for i in range(len(elastic.steps)):
-                if i in looked:
-                    yield from ended(asked(LOOK, lane, i.to_bytes(4, "little"), told))
-                    if self._memory.load(handle, 4):
-                        yield from ended(elastic.original(i))
+        choice, loop = (self._memory.alloc(4, name=name).to_bytes(8, "little") for name in ("choice", "loop"))
+
+        def told(handle: bytes) -> int:
+            return self._memory.load(int.from_bytes(handle, "little"), 4)
+
+        for span in (range(len(elastic.steps)),) if spans is None else spans:
+            ahead = spans is not None
+            while True:
+                if ahead:
+                    gate = elastic.gates.launch(EXCLUSIVE, (1, 1, 1), (EXCLUSIVE_THREADS, 1, 1), [inference, lane])
                 else:
-                    form = Form.LOOPED if narrow else forms[i] if forms else Form.DIRECT
-                    yield from ended(self.launch(i, form, workers or 0, slots))
-            yield from ended(asked(STEP, inference, lane, told))
-            if not self._memory.load(handle, 4):
-                return
+                    gate = asked(GATE, inference, lane, choice if workers is not None else bytes(8))
+                yield from ended(gate)
+                narrow = not ahead and workers is not None and bool(told(choice))
+                self.passes.append(Passed(span, elastic.progress.next, narrow))
+                for i in span:
+                    if i in looked:
+                        yield from ended(asked(LOOK, lane, i.to_bytes(4, "little"), choice))
+                        if told(choice):
+                            yield from ended(elastic.original(i))
+                    else:
+                        form = Form.LOOPED if narrow else forms[i] if forms else Form.DIRECT
+                        yield from ended(self.launch(i, form, workers or 0, slots))
+                yield from ended(asked(STEP, inference, lane, loop, span.stop.to_bytes(4, "little")))
+                if not told(loop):
+                    break
+                ahead = False
 
     def launch(self, i: int, form: Form, workers: int = 0, slots: Sequence[int] = (0, 1, 2)) -> Launch:
         """One launch of a pass, behind no gate."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import struct
 import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -41,7 +42,12 @@ COMPLETES = {
     "last": st.sampled_from([ALL, 2]),
     "seed": SEEDS,
 }
-WHOLE = {"runs": st.lists(LIMITS, min_size=1, max_size=3), "looked": st.sets(st.integers(0, 4)), "seed": SEEDS}
+WHOLE = {
+    "runs": st.lists(LIMITS, min_size=1, max_size=3),
+    "looked": st.sets(st.integers(0, 4)),
+    "ends": st.sets(st.integers(1, 4), max_size=2),
+    "seed": SEEDS,
+}
 TURNS = {
     "runs": st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1), LIMITS), min_size=2, max_size=5),
     "seed": SEEDS,
@@ -68,7 +74,15 @@ HELD = {
     "lanes": st.integers(1, 5),
     "seed": SEEDS,
 }
+SPANNED = {
+    "runs": st.lists(LIMITS, min_size=2, max_size=3),
+    "ends": st.sets(st.integers(1, 5), min_size=1),
+    "workers": st.none() | st.integers(1, 6),
+    "stays": st.booleans(),
+    "seed": SEEDS,
+}
 LINKS = (Link(block=7), Link("shared", each=2), Link(block=5, columns=3))
+SIX = (*LINKS, Link(block=9, each=2), Link("shared", block=6), Link(block=4))
 
 
 class Running:
@@ -100,10 +114,12 @@ def go(
     forms: Sequence[Form] | None = None,
     seed: int = 0,
     last: int = ALL,
+    stays: bool = True,
+    spans: Sequence[range] | None = None,
 ) -> None:
     """One resident inference; limits, one copy at a time, some turns behind each other, ``last`` in the end."""
     scheduler = Scheduler(Random(seed))
-    graph = lane.resident(scheduler, workers, forms=forms, slots=range(4), looked=looked)
+    graph = lane.resident(scheduler, workers, forms=forms, slots=range(4), looked=looked, stays=stays, spans=spans)
     next(graph)
     writes = [(turns if not i else 1, limit) for turns, limit in (*limits, (50, last)) for i in range(COPIES)]
     under_way: Iterator[None] = iter(())
@@ -140,13 +156,63 @@ def test_an_inference_completes_whatever_the_limits_do(
 
 @settings(max_examples=40)
 @given(**WHOLE)
-def test_launches_that_run_whole(runs: list[list[tuple[int, int]]], looked: set[int], seed: int) -> None:
+def test_launches_that_run_whole(
+    runs: list[list[tuple[int, int]]], looked: set[int], ends: set[int], seed: int
+) -> None:
     running = Running(Memory(), (Link("whole"), Link(block=7), Link("whole", block=4), Link("shared"), Link("whole")))
-    lane = running.elastic.lane()
+    lane, spans = running.elastic.lane(), parted(ends, 5) if ends else None
     for times, limits in enumerate(runs, 1):
-        go(lane, limits, workers=None, looked=sorted(looked - {1, 3}), seed=seed)
+        go(lane, limits, workers=None, looked=sorted(looked - {1, 3}), spans=spans, seed=seed)
         assert running.elastic.complete
         assert running.right(times)
+
+
+def parted(ends: Iterable[int], launches: int) -> list[range]:
+    """Spans of so many launches, with an end at each of ``ends``."""
+    return [range(*pair) for pair in itertools.pairwise(sorted({0, *ends, launches}))]
+
+
+@settings(max_examples=80)
+@given(**SPANNED)
+def test_spans_come_one_after_the_other_whatever_the_limits_do(
+    runs: list[list[tuple[int, int]]], ends: set[int], workers: int | None, stays: bool, seed: int
+) -> None:
+    running = Running(Memory(), SIX)
+    lane = running.elastic.lane(order=(2, 0, 3, 1))
+    spans = parted(ends, len(SIX))
+    for times, limits in enumerate(runs, 1):
+        lane.passes.clear()
+        go(lane, limits, workers=workers, stays=stays, spans=spans, seed=seed)
+        assert running.elastic.complete
+        assert running.elastic.progress.begun == times
+        assert running.right(times)
+        # Whatever stopped a pass, those behind it pass over launches of its span alone, and of no complete span.
+        assert all(one.begin in one.span for one in lane.passes)
+        assert [span for span, _ in itertools.groupby(one.span for one in lane.passes)] == spans
+
+
+@pytest.mark.parametrize("stays", [False, True])
+@pytest.mark.parametrize(("before", "behind"), [(2, ALL), (ALL, 2), (2, 5), (ALL, ALL)])
+def test_a_span_may_run_in_another_way_than_the_one_before_it(before: int, behind: int, stays: bool) -> None:
+    running = Running(Memory(), SIX)
+    lane, spans = running.elastic.lane(), parted([3], len(SIX))
+    for times in (1, 2):
+        lane.passes.clear()
+        lane.write(before)
+        graph = lane.resident(scheduler := Scheduler(Random(times)), 4, slots=range(4), stays=stays, spans=spans)
+        next(graph)
+
+        def between(graph: Iterator[None] = graph) -> None:
+            next(graph, None)
+            if running.elastic.progress.next == 3 and lane.record.limit != behind:
+                lane.write(behind)
+
+        scheduler.run(between=between)
+        assert next(graph, "over") == "over"
+        assert running.right(times)
+        ways = [[one.narrow for one in lane.passes if one.span == span] for span in spans]
+        assert [way[-1] for way in ways] == [before != ALL, behind != ALL]
+        assert [len(way) for way in ways] == [1 + (before != ALL), 1 + (behind != ALL)]  # one in front is for nothing
 
 
 @settings(max_examples=40)
@@ -183,7 +249,8 @@ def test_passes_of_one_way_go_on_where_those_of_the_other_stopped(
         lane.write(limit if workers else ALL)
         lane.enqueue(scheduler, workers)
         scheduler.run(between=stop)
-        call(running.elastic.resident, STEP, u64(running.elastic.inference), u64(lane.address), u64(0))
+        every = u32(len(LINKS))
+        call(running.elastic.resident, STEP, u64(running.elastic.inference), u64(lane.address), u64(0), every)
         if shared:
             lane.write(ALL)
             go(borrowed)  # the words of the lane are another program's from here on
@@ -283,7 +350,7 @@ def test_the_host_hears_of_every_end() -> None:
     lane.enqueue(scheduler := Scheduler(Random(0)))
     scheduler.run(between=lambda: lane.write(0))
     inference = u64(running.elastic.inference)
-    call(machine, STEP, inference, u64(lane.address), u64(0))
+    call(machine, STEP, inference, u64(lane.address), u64(0), u32(len(LINKS)))
     call(machine, NOTIFY, inference, u64(counter), u64(words))
     assert memory.array(words, "<u4", 2).tolist() == [42, 0]
     lane.write(ALL)
@@ -414,6 +481,11 @@ LINES = (
         gate_sets_the_counters=r"selp\.u32 %t, 0, %i, %p; -> mov.u32 %t, 0;",
         gate_says_the_way=r"st\.[^;]*\[%inference\+8\], %i; -> ",
         step_settles_its_own_lane=r"(?s)(miriam_step.*?setp\.)ne(\.u64 %p, %last, %lane;) -> \1eq\2",
+    )
+    | _lines(
+        test_spans_come_one_after_the_other_whatever_the_limits_do,
+        SPANNED,
+        step_ends_with_its_span=r"ld\.param\.u32 %launches, \[until\]; -> ",
     )
     | _lines(
         test_two_programs_take_turns_in_two_lanes,
