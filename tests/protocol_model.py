@@ -15,10 +15,10 @@ passes or a writer of limits could take next, until no new state is found. What 
     Never more workers of a claimed pass are inside a share than the width of the pass. There is one on each SM,
     and it knows the rank of its SM.
 ``progress``
-    A pass that is alone, under a limit that stays as its gate saw it, completes the inference; the limit
-    must be ``ALL`` for an exclusive one, and above 0 for a claimed one. The gate of a resident inference
-    waits for such a limit, but not if there is nothing to run; with one that may tire (``Setting.impatient``)
-    the pass completes under any limit.
+    A pass that is alone, under a limit that stays as its gate saw it, completes the inference, or its span where
+    the inference is cut (``Setting.spans``); the limit must be ``ALL`` for an exclusive one, and above 0 for a
+    claimed one. The gate of a resident inference waits for such a limit, but not if there is nothing to run;
+    with one that may tire (``Setting.impatient``) the pass completes under any limit.
 
 Workers of a launch may start as late as they like, and in any order; one that waits behind a stop and then leaves,
 having written nothing, is no more than late. Passes follow one another forever, also when there is nothing left to
@@ -126,7 +126,7 @@ class Model:
     """States of a setting and the steps between them.
 
     A state is a string of bytes: the words of memory, what ran, how often limits may still change,
-    for each lane what the caller knows, and for each of its workers where it is.
+    the span, for each lane what the caller knows, and for each of its workers where it is.
     """
 
     def __init__(self, setting: Setting, without: frozenset[str]):
@@ -142,7 +142,8 @@ class Model:
         self.limits = {self.words["limit", lane, copy] for lane in self.lanes for copy in self.copies}
         self.ran = len(self.words)  # by share: 0 not yet, 1 running, 2 ended
         self.changes = self.ran + self.before[-1]
-        self.writers = self.changes + 1  # by lane, of two writers: a limit, and the copies that it has yet to reach
+        self.span = self.changes + 1  # the one that passes are over, from 1 on; 0: no cut inference is under way
+        self.writers = self.span + 1  # by lane, of two writers: a limit, and the copies that it has yet to reach
         self.caller = self.writers + 4 * len(
             self.lanes
         )  # by lane: kernel (0 none, 1 gate), way, whether others wait, whether alone
@@ -255,23 +256,38 @@ class Model:
             return ""
         if kernel == 1 and way == RESIDENT:
             new[caller + 1] = way = STEPPED | new[self.words["choice", lane]]
-        if kernel <= self.launches + (way >= STEPPED):
-            new[caller] += 1
+        span = self._span(new, way)
+        following = span.start + 2 if kernel == 1 else kernel + 1  # kernel i + 2 is launch i
+        if following == span.stop + 2 and way >= STEPPED:
+            following = self.launches + 2
+        if following < self.launches + 2 + (way >= STEPPED):
+            new[caller] = following
             new[caller + 2] &= way != CLAIMED
-            self._enter(new, lane, self._workers(lane, kernel - 1, way))
+            self._enter(new, lane, self._workers(lane, following - 2, way, span.stop))
             return ""
         new[caller : caller + 4] = bytes(4)
+        through = new[self.words["next",]] >= span.stop
+        if new[self.span] and way >= STEPPED and (through or "spans: one by one" in self.without):
+            # One that found nothing to run is over at once.
+            new[self.span] = (new[self.span] + 1) * (new[self.words["next",]] < self.launches > span.stop)
         if any(new[self.caller + 4 * other] for other in self.lanes):
             return ""
         if self._complete(new):
             return "" if new[self.ran : self.changes].count(2) == self.before[-1] else "once"
-        return "progress" if alone else ""
+        return "progress" if alone and not (through and new[self.span]) else ""
 
-    def _workers(self, lane: int, i: int, way: int) -> list[Call]:
+    def _span(self, state: bytes | bytearray, way: int) -> range:
+        """The launches that a pass is over."""
+        if way < STEPPED or not state[self.span]:
+            return range(self.launches)
+        ends = (0, *self.setting.spans)
+        return range(*ends[state[self.span] - 1 : state[self.span] + 1])
+
+    def _workers(self, lane: int, i: int, way: int, end: int) -> list[Call]:
         """Who runs launch i of a pass; behind the last one comes the step."""
         setting = self.setting
         if i == self.launches:
-            return [("step", lane)]
+            return [("step", lane, end)]
         if i in setting.looked:
             return [("look", lane, i)]
         form = "guarded" if i in setting.opaque else "looped" if way & CLAIMED else "direct"
@@ -339,8 +355,10 @@ class Model:
                     new[self.words["stop", lane, copy]] = stop
                 yield bytes(new), "", (f"another program has a pass in lane {lane}",)
             for way in self.setting.ways[lane]:
-                if self._may_begin(state, way, flying):
+                if self._may_begin(state, way, flying, complete):
                     new, caller = bytearray(state), self.caller + 4 * lane
+                    if self.setting.spans and way >= STEPPED:
+                        new[self.span] = state[self.span] or 1
                     switch = state[self.words["mode",]] == EXCLUSIVE or (complete and begun != wanted)
                     new[caller : caller + 4] = (
                         1,
@@ -354,8 +372,13 @@ class Model:
                     kind = "a resident" if way == RESIDENT else "a claimed" if way & CLAIMED else "an exclusive"
                     yield bytes(new), "", (f"lane {lane} begins {kind} pass",)
 
-    def _may_begin(self, state: bytes, way: int, flying: list[int]) -> bool:
+    def _may_begin(self, state: bytes, way: int, flying: list[int], complete: bool) -> bool:
         if way & CLAIMED and self.setting.opaque and "caller: opaque exclusive" not in self.without:
+            return False
+        if way < STEPPED and state[self.span] and "caller: cut to the last" not in self.without:
+            return False
+        first = self.setting.spans and way >= STEPPED and not state[self.span]
+        if first and not complete and "caller: cut from the first" not in self.without:
             return False
         if way != CLAIMED:
             return not flying or "caller: exclusive alone" in self.without

@@ -191,18 +191,18 @@ class Programs:
         if mode == EXCLUSIVE:
             after = yield from self.stopped(lane, after)
         elif self.has("gate: scan"):
-            after = yield from self.scan(after)
+            after = yield from self.scan(after, self.launches)
         if after >= self.launches and (yield self.load("begun")) != (yield self.load("wanted")):
             return ("fresh", lane, way, mode, after)
         if way == RESIDENT:
             return ("wait", lane, mode, after, False)
         return ("latch", lane, way, way == CLAIMED and mode == EXCLUSIVE, after, False)
 
-    def scan(self, after: int) -> Part:
-        """The first launch that is not complete, after a claimed pass."""
+    def scan(self, after: int, end: int) -> Part:
+        """The first launch below ``end`` that is not complete, after a claimed pass."""
         if not self.has("gate: scan from next"):
             after = 0
-        while after < self.launches and (yield self.load("done", after)) == self.shares[after]:
+        while after < end and (yield self.load("done", after)) == self.shares[after]:
             after += 1
         return after
 
@@ -211,14 +211,14 @@ class Programs:
         last = yield self.load("last")
         if last == NONE:
             return after
-        return (yield from self.ended(last if self.has("gate: last lane") else lane, after))
+        return (yield from self.ended(last if self.has("gate: last lane") else lane, after, self.launches))
 
-    def ended(self, lane: int, after: int) -> Part:
+    def ended(self, lane: int, after: int, end: int) -> Part:
         first = yield self.load("first", lane)
         stop: int = yield self.load("stop", lane, 0)
         if (first == NONE and self.has("gate: empty pass")) or not self.has("gate: stop"):
             return after
-        return min(stop, self.launches)
+        return end if stop == NONE else stop
 
     def fresh(self, lane: int, way: int, mode: int, after: int) -> Program:
         yield ("fresh", self.words["begun",])
@@ -289,13 +289,13 @@ class Programs:
             yield from (self.store(NONE, "stop", lane, copy) for copy in range(self.copies))
         return None
 
-    def step(self, lane: int) -> Program:
-        """Behind a pass, in the same lane."""
+    def step(self, lane: int, until: int) -> Program:
+        """Behind a pass over the launches below ``until``, in the same lane."""
         after = yield self.load("next")
         if (yield self.load("mode")) == CLAIMED:
-            after = yield from self.scan(after)
+            after = yield from self.scan(after, until if self.has("step: scan until") else self.launches)
         elif (yield self.load("last")) == lane:
-            after = yield from self.ended(lane, after)
+            after = yield from self.ended(lane, after, until if self.has("step: until") else self.launches)
         if self.has("step: next"):
             yield self.store(after, "next")
         if self.has("step: forget"):

@@ -76,6 +76,8 @@ LINES = {
     "resident: tired": "a gate that has waited for long begins an exclusive pass, whatever the limit is",
     "step: next": "next is written",
     "step: forget": "last = NONE: no gate looks at the lane any more",
+    "step: until": "a pass that did not stop has completed the launches of its span, not all",
+    "spans: one by one": "passes are over the next span when the one before is complete, not earlier",
     "look: before first": "i < first: the launch does not run",
     "look: behind stop": "i > stop: the launch does not run",
     "look: limit": "limit != width: the launch does not run",
@@ -88,6 +90,8 @@ LINES = {
     "caller: want alone": "with several lanes, the next inference is wanted only when no pass is in flight",
     "caller: own lane": "no other program uses the lane of an exclusive pass before the next gate",
     "caller: opaque exclusive": "a program with an opaque launch has exclusive passes only",
+    "caller: cut from the first": "passes over spans begin with the first span, of a new inference",
+    "caller: cut to the last": "no pass is over all launches before the last span is complete",
     "caller: next tells": "an inference with next behind its last launch is complete, whatever the last pass did",
     "caller: one writer": "a change of a lane's limit has reached all copies before the next change of it begins",
     "stream: in order": "a kernel starts when all workers of the one before have left",
@@ -102,6 +106,7 @@ SPARE = {
     "looped: behind stop again": "i > stop: leave, also after the first share",
     "looped: limit of next": "the limit is loaded again after a share that was taken before",
     "looped: take before": "taken[b] is stored before the share runs, not behind it",
+    "step: scan until": "behind a claimed pass, the step does not look at launches behind the span",
 }
 
 
@@ -135,6 +140,9 @@ class Setting:
         Which part of a lane's record is loaded first; "" if all is loaded at once.
     impatient
         Whether a gate that waits may tire of it at any time.
+    spans
+        Where spans end, if an inference is cut: each stepped pass is over one of them, and goes on with it until it
+        is complete. Any way of a pass may come first.
     """
 
     shares: tuple[int, ...] = (2, 1)
@@ -149,6 +157,7 @@ class Setting:
     borrowed: bool = False
     torn: str = ""
     impatient: bool = False
+    spans: tuple[int, ...] = ()
 
 
 EITHER = (EXCLUSIVE, CLAIMED)
@@ -178,6 +187,35 @@ SETTINGS = {
     "impatient looks": Setting(
         (1, 2, 1), LOOKED, LOOKED, ((RESIDENT,),), limits=(0, 1, ALL), changes=2, impatient=True
     ),
+    "cut": Setting(
+        (1, 2, 1),
+        ways=(ALONE,),
+        workers=(2,),
+        limits=(0, 1, ALL),
+        changes=2,
+        inferences=2,
+        borrowed=True,
+        spans=(1, 3),
+    ),
+    "cut copies": Setting((1, 1, 1), ways=(ALONE,), copies=2, limits=(0, ALL), changes=2, borrowed=True, spans=(1, 3)),
+    "cut looks": Setting(
+        (1, 2, 1), LOOKED, LOOKED, (ALONE,), copies=2, limits=(0, ALL), changes=2, inferences=2, spans=(2, 3)
+    ),
+    "cut in two lanes": Setting((1, 1), ways=(ALONE, ALONE), workers=(1, 1), limits=(0,), borrowed=True, spans=(1, 2)),
+    "cut and others": Setting(
+        (1, 1, 2),
+        ways=((RESIDENT, STEPPED | EXCLUSIVE, *EITHER),),
+        limits=(0, 1, ALL),
+        changes=2,
+        inferences=2,
+        spans=(1, 3),
+    ),
+    "cut, impatient": Setting(
+        (1, 2), ways=(ALONE,), workers=(2,), limits=(0, 1, ALL), changes=2, borrowed=True, impatient=True, spans=(1, 2)
+    ),
+    "cut looks, impatient": Setting(
+        (1, 2, 1), LOOKED, LOOKED, (ALONE,), limits=(0, 1, ALL), changes=2, impatient=True, spans=(1, 3)
+    ),
 }
 LARGE = {
     "direct": Setting((3, 2, 3), changes=5, inferences=3),
@@ -200,4 +238,15 @@ LARGE = {
     "impatient looks": Setting((1, 3, 1), LOOKED, LOOKED, ((RESIDENT,),), copies=2, changes=3, impatient=True),
     "resident, limit first": Setting(ways=(ALONE,), workers=(2,), changes=3, inferences=2, torn="limit"),
     "resident, limit last": Setting(ways=(ALONE,), workers=(2,), changes=3, inferences=2, torn="rest"),
+    "cut": Setting((2, 1, 2), ways=(ALONE,), workers=(2,), changes=3, inferences=2, borrowed=True, spans=(1, 3)),
+    "cut in three": Setting((1, 1, 1), ways=(ALONE,), changes=3, inferences=2, borrowed=True, spans=(1, 2, 3)),
+    "cut looks": Setting((1, 3, 1, 1), LOOKED, LOOKED, (ALONE,), copies=2, changes=3, inferences=2, spans=(2, 4)),
+    "cut and others": Setting(
+        (1, 2, 1), ways=((*ALONE, *EITHER),), workers=(2,), changes=2, inferences=2, spans=(1, 3)
+    ),
+    "cut, impatient": Setting(
+        (1, 2, 1), ways=(ALONE,), workers=(2,), changes=3, inferences=2, borrowed=True, impatient=True, spans=(1, 3)
+    ),
+    "cut, limit first": Setting((1, 2), ways=(ALONE,), workers=(2,), changes=3, torn="limit", spans=(1, 2)),
+    "cut, limit last": Setting((1, 2), ways=(ALONE,), workers=(2,), changes=3, torn="rest", spans=(1, 2)),
 }

@@ -5,6 +5,8 @@ import pytest
 from protocol_model import search
 from protocol_settings import LINES, SETTINGS, SPARE, Setting
 
+SLOW = ("two lanes go on", "two equal lanes", "cut in two lanes")
+
 # By line: where its loss shows, and what it breaks.
 BREAKS = {
     "direct: before first": ("direct", "pause"),
@@ -54,6 +56,8 @@ BREAKS = {
     "resident: tired": ("impatient", "progress"),
     "step: next": ("resident", "progress"),
     "step: forget": ("resident", "once"),
+    "step: until": ("cut", "once"),
+    "spans: one by one": ("cut", "order"),
     "look: before first": ("resident looks", "once"),
     "look: behind stop": ("resident looks", "order"),
     "look: limit": ("resident looks", "pause"),
@@ -65,6 +69,8 @@ BREAKS = {
     "caller: want alone": ("two equal lanes", "once"),
     "caller: own lane": ("direct", "once"),
     "caller: opaque exclusive": ("opaque", "progress"),
+    "caller: cut from the first": ("cut and others", "once"),
+    "caller: cut to the last": ("cut and others", "order"),
     "caller: next tells": ("direct", "progress"),
     "caller: one writer": ("copies", "progress"),
     "stream: in order": ("direct", "order"),
@@ -90,7 +96,7 @@ def test_without_a_line_a_promise_breaks(line: str) -> None:
     assert broken.promise == promise
 
 
-@pytest.mark.parametrize("name", [name for name in SETTINGS if name not in ("two lanes go on", "two equal lanes")])
+@pytest.mark.parametrize("name", [name for name in SETTINGS if name not in SLOW])
 def test_nothing_breaks_without_all_lines_that_only_save_time(name: str) -> None:
     assert search(SETTINGS[name], frozenset(SPARE)).broken is None
 
