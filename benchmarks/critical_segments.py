@@ -28,6 +28,7 @@ from miriam.device.base import Command, Event, EventKind
 from miriam.device.cuda.device import CudaDevice
 from miriam.device.cuda.driver import Graph, Module
 from miriam.device.cuda.lane import CudaLane
+from miriam.device.cuda.warm import Warmer
 from miriam.device.cuda.work import Codes, Holds, Work
 from miriam.policy import create
 from miriam.policy.base import Setting
@@ -46,6 +47,10 @@ class Stamped(Work):
     clock: Module
     warm = True
 
+    def warmed(self) -> Warmer | None:
+        """What is asked for ahead, if this way does."""
+        return super().warmed() if self.warm else None
+
     def original(self, lane: CudaLane, launches: range, holds: Holds, *, hold: bool) -> Graph:
         """Launches as they are, and stamps between them."""
         if self.program is not self.watched:
@@ -53,10 +58,9 @@ class Stamped(Work):
         key = (lane, launches, holds.table, hold, "stamped")
         if key not in self._graphs:
             stamp = self.clock.function("stamp")
-            warmer = self._warmed() if holds.lanes and self.warm else None
             ends = [round(len(launches) * (i + 1) / SEGMENTS) for i in range(SEGMENTS)]
             with self._capture(lane) as capture:
-                self._hold(capture, holds, hold and bool(holds.lanes), warmer)
+                self._hold(capture, holds, hold and bool(holds.lanes))
                 begin = 0
                 for i, end in enumerate([0, *ends]):
                     self.instance.enqueue(capture.stream, launches[begin:end])

@@ -4,6 +4,7 @@
 import struct
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 
 import pytest
 from gpu_support import need_gpu
@@ -118,6 +119,13 @@ def launch(module: Module) -> Launch:
     return launch
 
 
+def follow(later: Stream, earlier: Stream) -> None:
+    """Let what comes in one stream wait for what is in the other."""
+    with closing(Event(timed=False)) as event:
+        event.record(earlier)
+        later.wait(event)
+
+
 @pytest.fixture
 def words(gpu: Gpu) -> Iterator[int]:
     """Address of 4 zeros and of room for the SMs."""
@@ -192,8 +200,8 @@ def test_a_choice_and_a_condition_in_each_round_of_a_loop(gpu: Gpu, stream: Stre
                     if i == 1:
                         launch(inner.stream, "add", low)
                     elif i > 1:
-                        with inner.when(inner.condition(default=int(i == 3))) as deep, deep.beside() as side:
-                            launch(side, "add", high)
+                        with inner.when(inner.condition(default=int(i == 3))) as deep:
+                            launch(deep.stream, "add", high)
             launch(body.stream, "down", rounds, loop)
     for turn in (1, 2):
         gpu.write(rounds, struct.pack("<I", 3))
@@ -217,28 +225,28 @@ def test_a_handle_of_the_graph_around_may_be_that_of_a_body(
 
 
 def test_a_node_may_come_behind_two_branches(gpu: Gpu, stream: Stream, launch: Launch, words: int) -> None:
-    joined = Event(timed=False)
+    side = stream.sibling()
     with stream.capture() as capture:
-        with capture.beside() as side:
-            launch(side, "add", words)
-            joined.record(side)
+        follow(side, stream)
+        launch(side, "add", words)
         launch(stream, "add", words + 4)
-        stream.wait(joined)
+        follow(stream, side)
         with capture.when(capture.condition(default=1)) as body:
             launch(body.stream, "add", words + 8)
     capture.graph.launch(stream)
     stream.synchronize()
     assert read(gpu, words)[:3] == [1, 1, 1]
     capture.graph.close()
-    joined.close()
+    side.close()
 
 
 def test_a_branch_runs_beside_and_the_graph_waits_for_it(gpu: Gpu, stream: Stream, launch: Launch, words: int) -> None:
-    host = gpu.host_memory(2)
+    host, side = gpu.host_memory(2), Stream(priority=gpu.priorities[1])
     with stream.capture() as capture:
-        with capture.beside(priority=gpu.priorities[1]) as side:
-            launch(side, "wait", host.address, 10 * SECOND_NS)
+        follow(side, stream)
+        launch(side, "wait", host.address, 10 * SECOND_NS)
         launch(stream, "tell", host.address + 4)
+        follow(stream, side)
     capture.graph.launch(stream)
     deadline = time.monotonic() + 5
     while not host.words[1] and time.monotonic() < deadline:
@@ -249,6 +257,7 @@ def test_a_branch_runs_beside_and_the_graph_waits_for_it(gpu: Gpu, stream: Strea
     stream.synchronize()
     assert stream.done
     capture.graph.close()
+    side.close()
     host.close()
 
 
@@ -309,22 +318,24 @@ def test_partitions_have_no_sm_in_common(gpu: Gpu, launch: Launch, module: Modul
         gpu.partitions([whole, 8])
 
 
-def test_a_partition_refuses_conditions_and_takes_branches(
+def test_a_partition_refuses_conditions_and_has_streams_beside_each_other(
     gpu: Gpu, launch: Launch, module: Module, words: int
 ) -> None:
     partition = gpu.partition(16)
     partition.activate()
     stream, function = partition.stream(), module.function("add")
+    side = stream.sibling()
     with stream.capture() as capture:
         with pytest.raises(DeviceError, match="on a partition"):
             capture.condition()
-        with capture.beside() as side:
-            function.launch(side, (1, 1, 1), (32, 1, 1), 0, [struct.pack("<Q", words)])
         function.launch(stream, (1, 1, 1), (32, 1, 1), 0, [struct.pack("<Q", words + 4)])
     capture.graph.launch(stream)
+    function.launch(side, (1, 1, 1), (32, 1, 1), 0, [struct.pack("<Q", words)])
     stream.synchronize()
+    side.synchronize()
     assert read(gpu, words)[:2] == [1, 1]
     capture.graph.close()
+    side.close()
     stream.close()
     partition.close()
 
@@ -332,8 +343,7 @@ def test_a_partition_refuses_conditions_and_takes_branches(
 def test_an_error_in_a_capture_leaves_the_stream_usable(gpu: Gpu, stream: Stream, launch: Launch, words: int) -> None:
     def fail() -> None:
         with stream.capture() as capture:
-            with capture.beside() as side:
-                launch(side, "add", words)
+            launch(stream, "add", words)
             with capture.loop(capture.condition()) as body:
                 launch(body.stream, "add", words)
                 raise KeyError("mine")

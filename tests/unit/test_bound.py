@@ -17,7 +17,7 @@ from support import Profiles, program
 from miriam.device.base import Lane, Run
 from miriam.device.cuda.bound import Parts
 from miriam.device.cuda.device import CudaDevice
-from miriam.device.cuda.driver import Gpu, Module, Stream
+from miriam.device.cuda.driver import Event, Gpu, Module, Stream
 from miriam.device.cuda.instance import Instance
 from miriam.errors import DeviceError
 from miriam.program import Buffer, Kernel, Launch, Pointer, Program, Role, Source, Tensor
@@ -112,17 +112,21 @@ def test_any_launches_run_in_the_order_that_is_asked_for(launches: list[int]) ->
 
 def test_branches_stay_branches(cu: Cloning) -> None:
     gpu, module, stream = Gpu(), Module(b""), Stream()
+    side, fork, joint = stream.sibling(), Event(timed=False), Event(timed=False)
     with stream.capture() as capture:
-        with capture.beside() as side:
-            module.function("side").launch(side, (1, 1, 1), (32, 1, 1), 0, [])
+        fork.record(stream)
+        side.wait(fork)
+        module.function("side").launch(side, (1, 1, 1), (32, 1, 1), 0, [])
+        joint.record(side)
         module.function("main").launch(stream, (1, 1, 1), (32, 1, 1), 0, [])
+        stream.wait(joint)
     (whole,) = [handle for handle in cu.handles.values() if isinstance(handle, Graph)]
     parts = Parts(int(whole))
     part = cu.handles[parts.graph()]
     assert [node.before for node in part.nodes] == [(), ()]
     assert parts.graph() == int(part)  # made once
     assert parts.graph(priority=-2) != int(part)
-    for thing in (parts, capture.graph, stream, module, gpu):
+    for thing in (parts, capture.graph, joint, fork, side, stream, module, gpu):
         thing.close()
     assert cu.leaks() == []
 

@@ -1,4 +1,4 @@
-"""Graphs with loops, choices and branches: their calls, what they run, and what an error leaves behind."""
+"""Graphs with loops and choices: their calls, what they run, and what an error leaves behind."""
 
 import contextlib
 import inspect
@@ -59,6 +59,13 @@ def nodes(cu: FakeDriver) -> dict[str, GraphNode]:
     """The kernels of the last graph by their name."""
     last = [handle for handle in cu.handles.values() if isinstance(handle, Exec)][-1]
     return {node.label: node for node in last.graph.every()}
+
+
+def follow(later: Stream, earlier: Stream) -> None:
+    """Let what comes in one stream wait for what is in the other."""
+    with contextlib.closing(Event(timed=False)) as event:
+        event.record(earlier)
+        later.wait(event)
 
 
 # --- captures
@@ -203,52 +210,63 @@ def test_a_partition_has_no_conditions(cu: FakeDriver, gpu: Gpu, kernels: Kernel
     with stream.capture() as capture:
         with pytest.raises(DeviceError, match="refuses conditions in graphs on a partition"):
             capture.condition()
-        with capture.beside() as side:
-            assert side.handle.context is stream.handle.context
-            kernels(side, "beside")
+        sibling = stream.sibling()
+        assert sibling.handle.context is stream.handle.context
+        sibling.close()
+        kernels(stream, "all the same")
     capture.graph.launch(stream)
-    assert ran(cu) == ["beside"]
+    assert ran(cu) == ["all the same"]
 
 
-def test_a_branch_begins_after_what_is_there_and_is_joined_at_the_end(cu: FakeDriver, kernels: Kernels) -> None:
-    stream = Stream(priority=-1)
+def test_what_is_collected_comes_in_one_line_at_the_priority_of_the_stream(cu: FakeDriver, kernels: Kernels) -> None:
+    stream = Stream(priority=-3)
     with stream.capture() as capture:
         kernels(stream, "first")
-        with capture.beside(priority=-5) as side:
-            kernels(side, "hold")
-        with capture.beside() as other:
-            kernels(other, "third")
-        kernels(stream, "work")
         with capture.when(capture.condition(1)) as body:
-            with body.beside() as inner:
-                kernels(inner, "inner")
-            kernels(body.stream, "body")
-    found = nodes(cu)
-    assert [node.label for node in found["hold"].before] == ["first"]
-    assert [node.label for node in found["work"].before] == ["first"]
-    assert {name: node.kernel.priority for name, node in found.items() if node.kernel} == {
-        "first": -1, "hold": -5, "third": -1, "work": -1, "inner": -1, "body": -1,
-    }  # fmt: skip
+            kernels(body.stream, "inner")
+            kernels(body.stream, "innermost")
+        kernels(stream, "last")
+    (made,) = (handle for handle in cu.handles.values() if isinstance(handle, Exec))
+    first, condition, last = made.graph.nodes
+    assert [first.before, condition.before, last.before] == [(), (first,), (condition,)]
+    assert {node.kernel.priority for node in made.graph.every() if node.kernel} == {-3}
     capture.graph.launch(stream)
-    assert sorted(ran(cu)) == ["body", "first", "hold", "inner", "third", "work"]
-    assert "cuStreamDestroy" not in cu.names()[: cu.names().index("cuStreamEndCapture")]
+    assert ran(cu) == ["first", "inner", "innermost", "last"]
     capture.graph.close()
     stream.close()
     assert [word for word in cu.leaks() if "library" not in word and "context" not in word] == []
 
 
-def test_what_follows_a_branch_that_is_waited_for_comes_after_it(cu: FakeDriver, kernels: Kernels) -> None:
-    stream, event = Stream(), Event(timed=False)
+def test_what_comes_behind_a_branch_waits_for_it(cu: FakeDriver, kernels: Kernels) -> None:
+    stream, side = Stream(priority=-1), Stream(priority=-5)
     with stream.capture() as capture:
-        with capture.beside() as side:
-            kernels(side, "side")
-            event.record(side)
+        kernels(stream, "first")
+        follow(side, stream)
+        kernels(side, "side")
         kernels(stream, "main")
-        stream.wait(event)
+        follow(stream, side)
         with capture.when(capture.condition(1)) as body:
             kernels(body.stream, "last")
-    (condition,) = (node for node in nodes(cu).values() if node.bodies)
+    found = nodes(cu)
+    assert [node.label for name in ("side", "main") for node in found[name].before] == ["first", "first"]
+    (condition,) = (node for node in found.values() if node.bodies)
     assert {node.label for node in condition.before} == {"main", "side"}
+    assert [node.kernel.priority for node in found.values() if node.kernel] == [-1, -5, -1, -1]
+    capture.graph.launch(stream)
+    assert sorted(ran(cu)[1:3]) == ["main", "side"]
+    assert ran(cu)[0::3] == ["first", "last"]
+
+
+def test_a_branch_that_nobody_waits_for_is_an_error(cu: FakeDriver, kernels: Kernels) -> None:
+    stream, side = Stream(), Stream()
+
+    def fork() -> None:
+        with stream.capture():
+            follow(side, stream)
+            kernels(side, "side")
+
+    with pytest.raises(DeviceError, match="cuStreamEndCapture failed"):
+        fork()
 
 
 # --- errors
@@ -256,14 +274,13 @@ def test_what_follows_a_branch_that_is_waited_for_comes_after_it(cu: FakeDriver,
 
 def everything(cu: FakeDriver, stream: Stream, kernels: Kernels) -> Graph:
     with stream.capture() as capture:
-        with capture.beside() as side:
-            kernels(side, "side")
         kernels(stream, "main")
         loop = capture.condition(1)
         with capture.loop(loop) as body:
             for way in body.choose(body.condition(), 2):
-                with way as inner, inner.beside() as side:
-                    kernels(side, "way")
+                with way as inner:
+                    kernels(inner.stream, "way")
+        kernels(stream, "last")
     return capture.graph
 
 
@@ -292,7 +309,7 @@ def test_an_exception_in_a_block_ends_every_capture_around_it(cu: FakeDriver, ke
     def fail() -> None:
         with contextlib.ExitStack() as stack:
             capture = stack.enter_context(stream.capture())
-            kernels(stack.enter_context(capture.beside()), "side")
+            kernels(stream, "before")
             for _ in range(depth):
                 capture = stack.enter_context(capture.when(capture.condition()))
             raise KeyError("mine")
@@ -409,7 +426,7 @@ def test_a_resident_inference_waits_for_its_limit_and_tells_the_host(cu: FakeDri
             for way in body.choose(choice, 2):
                 with way as inner:
                     inner.stream.fill(counter, 0, 4, 1)
-            launch(body.stream, resident.STEP, inference, record, loop)
+            launch(body.stream, resident.STEP, inference, record, loop, 3)
         launch(lane, resident.NOTIFY, inference, counter, host.address)
     launch(control, resident.HOLD, table, 1, 1)
     assert cu.word(record) == 0
