@@ -12,12 +12,13 @@ What it models of the hardware:
 * Shared memory and L1 of an SM are one memory, split as its first block wants it; while blocks are there, it
   stays so.
 * A launch follows the one before it later when other lanes have work. A pass that its workers have left
-  walks over its other launches, and launches of other lanes wait for that.
+  walks over its other launches, and launches of other lanes wait for that; or it stays where it is, and walks when
+  its lane may go on (:mod:`miriam.elastic.pauses`).
 * A lane with a partition uses the SMs of that, any other lane all SMs.
 * An elastic worker keeps its place on the SM and takes one logical block after another. It leaves at
   the end of a block when a limit of its lane leaves that SM out; others come where the
   lane may stay. A run that all of them left is launched again when its lane may go on, and has to pass
-  its complete launches.
+  its complete launches. One that is cut walks within a span.
 
 What one block costs and how company stretches it: :mod:`miriam.device.sim.costs`.
 
@@ -258,7 +259,7 @@ def _begin(st: State) -> None:
         if limit > st.lane[k, col.LIMIT] and st.lane[k, col.PHASE] == col.OPEN:
             if st.lane[k, col.SAID]:  # everybody left: the run is launched again and passes what is complete
                 st.lane[k, col.PHASE] = col.BETWEEN
-                again = st.lane[k, col.STEP] * st.now[col.SKIP] + st.cost[st.lane[k, col.ROW], col.GAP]
+                again = st.lane[k, col.OWED] * st.now[col.SKIP] + st.cost[st.lane[k, col.ROW], col.GAP]
                 st.timer[k] = max(st.now[col.TIME], st.timer[k]) + again
             elif st.lane[k, col.WORKERS] < ALL:
                 st.ready[k] = st.now[col.TIME]
@@ -350,12 +351,29 @@ def _close(st: State, k: int) -> None:
         st.lane[k, col.PHASE] = col.BETWEEN
         st.lane[k, col.ROW] += 1
         st.timer[k] = t + _gap(st, k)
+        if st.run[run, col.CUT] and st.need[st.lane[k, col.ROW], col.FRONT] == 0:
+            st.timer[k] += st.now[col.SPAN_US]
         return
     _tell(st, k)
     st.lane[k, col.PHASE] = col.EMPTY
     st.lane[k, col.HEAD] = st.run[run, col.NEXT]
     if st.lane[k, col.HEAD] == NONE:
         st.lane[k, col.TAIL] = NONE
+
+
+@_inner
+def _leave(st: State, k: int) -> None:
+    """Let a pass without workers walk over the launches behind, now or, where it stays, when it goes on."""
+    run, row = st.lane[k, col.HEAD], st.lane[k, col.ROW]
+    front = st.lane[k, col.STEP]
+    behind = st.run[run, col.STEPS] - front - 1
+    if st.run[run, col.CUT]:
+        front, behind = st.need[row, col.FRONT], st.need[row, col.BEHIND]
+        if front == 0 and np.isnan(st.began[k]):
+            behind = 0  # nothing of this span is under way: it waits at its gate
+    meanwhile = 0 if st.lane[k, col.STAYS] else behind
+    st.lane[k, col.OWED] = front + behind - meanwhile
+    st.timer[k] = st.now[col.TIME] + meanwhile * st.now[col.SKIP]
 
 
 @_inner
@@ -371,8 +389,7 @@ def _settle(st: State) -> None:
             l2 += st.lane[k, col.RUNNING] * st.cost[st.lane[k, col.ROW], col.L2]
         elif _paused(st, k) and not st.lane[k, col.SAID]:
             st.lane[k, col.SAID] = 1
-            behind = st.run[st.lane[k, col.HEAD], col.STEPS] - st.lane[k, col.STEP] - 1
-            st.timer[k] = st.now[col.TIME] + behind * st.now[col.SKIP]
+            _leave(st, k)
             _tell(st, k)
     dram_square, l2_square = dram * dram, l2 * l2
     everywhere = False

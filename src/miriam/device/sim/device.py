@@ -16,6 +16,7 @@ from miriam.device.sim import state as col
 from miriam.device.sim.costs import BlockCost, CostModel
 from miriam.device.sim.spec import parse
 from miriam.device.sim.state import ALL, NONE, State, add_rows, grow_runs, new_state
+from miriam.elastic.pauses import Pauses, spans
 from miriam.errors import DeviceError
 from miriam.profile import ProfileSource
 from miriam.program import Program
@@ -63,6 +64,8 @@ class SimDevice:
         self._crowds: dict[Request, int] = {}
         self._state: State | None = None
         self._lanes: tuple[Lane, ...] = ()
+        self._pauses: list[Pauses] = []
+        self._holding: list[int] = []  # runs in flight that limit a lane
         self._queue: list[tuple[float, int, float, EventKind, Request | None, Run | None]] = []
         self._order = itertools.count()
         self._commands: deque[tuple[float, Run | Limit]] = deque()
@@ -83,6 +86,8 @@ class SimDevice:
             raise DeviceError(f"{self.name} was opened before: make a new device for every run")
         check_lanes(lanes, self.geometry.sms)
         self._lanes = tuple(lanes)
+        self._pauses = [Pauses() for _ in lanes]
+        self._holding = [0] * len(lanes)
         self._state = new_state(self.spec, lanes, _RUNS, _SAMPLES, _SPANS)
         self._places = list(range(_RUNS))[::-1]
         if trace_us is not None:
@@ -133,10 +138,12 @@ class SimDevice:
             if code in (col.VISIBLE, col.FULL):
                 self._take()
             elif command_us <= stop_us and command_us < until_us:
-                self._apply(self._commands.popleft()[1])
+                self._apply(self._commands.popleft()[1], command_us)
             elif deliver_us <= stop_us and deliver_us < until_us:
                 _, _, happened_us, kind, request, run = heapq.heappop(self._queue)
                 self._host_us, self._heard_us = deliver_us + self._handling_us(kind, request, run), happened_us
+                if kind is EventKind.FINISHED and run is not None:
+                    self._strike(run, deliver_us)
                 yield Event(kind, deliver_us, request, run)
             else:
                 break
@@ -236,7 +243,7 @@ class SimDevice:
         self._uses += 1
         self._used[id(run.request.task.program)] = self._uses
 
-    def _apply(self, command: Run | Limit) -> None:
+    def _apply(self, command: Run | Limit, now_us: float) -> None:
         """A command reaches the device."""
         if isinstance(command, Limit):
             state = self._opened()
@@ -248,6 +255,7 @@ class SimDevice:
                 self._state = grow_runs(self._opened())
                 self._places = list(range(2 * places - 1, places - 1, -1))
             self._enqueue(command, self._places.pop(), row)
+            self._book(command, now_us)
             state = self._opened()
         state.total[col.DIRTY] = 1
 
@@ -266,6 +274,7 @@ class SimDevice:
         state.run[place, col.STEPS] = len(steps)
         state.run[place, col.SHARD] = NONE if run.blocks is None else run.blocks[1] - run.blocks[0]
         state.run[place, col.WORKER_COUNT] = NONE if run.workers is None else run.workers
+        state.run[place, col.CUT] = run.workers is not None and self._cut(run)
         state.started[place] = np.nan
         state.limits[place] = ALL
         for lane, sms in run.limits.items():
@@ -280,6 +289,32 @@ class SimDevice:
         self._flying[run] = place
         self._runs[place] = run
         self._use(run)
+
+    def _cut(self, run: Run) -> bool:
+        """Whether an elastic run begins in spans: a whole program, and long enough."""
+        whole = run.blocks is None and len(run.launches) == len(run.request.task.program.launches)
+        return whole and self._pauses[run.lane].cut and len(spans(len(run.launches))) > 1
+
+    def _book(self, run: Run, now_us: float) -> None:
+        """The host has launched a run, which holds lanes."""
+        for lane in run.limits:
+            if not self._holding[lane]:
+                self._pauses[lane].begin(now_us)
+            self._holding[lane] += 1
+
+    def _strike(self, run: Run, now_us: float) -> None:
+        """The host hears that such a run is over."""
+        for number in run.limits:
+            self._holding[number] -= 1
+            if self._holding[number]:
+                continue
+            lane, pauses = self._lanes[number], self._pauses[number]
+            launches = 0
+            if self.spec.conditional and lane.sms is None:
+                inside = (other for other in self._flying if other.lane == number and other.workers is not None)
+                launches = max((len(other.launches) for other in inside), default=0)
+            pauses.end(now_us, launches)
+            self._opened().lane[number, col.STAYS] = pauses.stays
 
     def _take(self) -> None:
         """Take out of the engine what it has to tell."""

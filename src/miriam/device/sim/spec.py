@@ -42,6 +42,8 @@ class Spec:
     skip_us
         For each launch that a pass only walks over: those behind the one that was left, and those that
         are complete when it goes on.
+    span_us
+        Of each span but the first of a run that is cut (:mod:`miriam.elastic.pauses`): its gate, its step, its loop.
     host_launch_us
         What the one host thread spends on a command of one launch, or a limit.
     host_graph_us, host_node_us
@@ -55,7 +57,7 @@ class Spec:
         Of each run on the device, beside its launches: the start of a graph, and the kernel at its end that
         lets others go and tells the host.
     elastic_run_us
-        Of each elastic run, besides: its gate and the step that ends a pass.
+        Of each elastic run, besides: its gate, the step that ends a pass, its loop.
     company_gap_us
         What is added to the gap before a launch while other lanes have work.
     carveouts_kib
@@ -80,6 +82,7 @@ class Spec:
     launch_gap_us: float
     first_use_us: float
     skip_us: float
+    span_us: float
     host_launch_us: float
     host_graph_us: float
     host_notice_us: float
@@ -93,6 +96,11 @@ class Spec:
     elastic_overhead: float = 1.02
     measured: bool = False
     notes: tuple[str, ...] = ()
+
+    @property
+    def conditional(self) -> bool:
+        """Whether runs go on by themselves after a pause; in slices, as in partitions, the host launches each pass."""
+        return self.geometry.sms == self.whole_sms
 
     def run_cost_us(self, launches: int) -> float:
         """What the host spends on a run of so many launches."""
@@ -122,6 +130,7 @@ H200 = Spec(
     launch_gap_us=0.52,
     first_use_us=0.3,
     skip_us=1.5,
+    span_us=11.0,
     host_launch_us=4.2,
     host_graph_us=1.0,
     host_notice_us=1.0,
@@ -143,7 +152,8 @@ host's cost of a launch, and what reading 512 MB between two requests costs (Res
 ResNet-50 1 to 7 %, MobileNetV3 12 to 18 %; the time of a first use is chosen for that):
 benchmarks/records/first-experiment.json. The elastic overhead is the median of the zoo on the whole GPU,
 of programs alone (benchmarks/records/elastic-cost.json). Walking over a launch: from workers gone to the
-pass gone in benchmarks/records/interruptions.json, 1 to 2 us a launch.
+pass gone in benchmarks/records/interruptions.json, 1 to 2 us a launch. A span: as long as a
+condition around a stretch of launches took in a single try (docs/results.md).
 
 From closed loops of 12 to 74 launches in benchmarks/records/mdtb-h200-gpu.json and pair-h200.json: events
 (response less service time is 17, 20, 28 and 41 us for 12, 17, 49 and 74 launches, of which an arrival
@@ -167,6 +177,7 @@ XAVIER = Spec(
     launch_gap_us=2.0,
     first_use_us=0.4,
     skip_us=3.0,
+    span_us=22.0,
     host_launch_us=10.0,
     host_graph_us=2.0,
     host_notice_us=2.0,
@@ -183,7 +194,7 @@ XAVIER = Spec(
 FMA a clock in each SM), 136.5 GB/s: Jetson AGX Xavier data sheet; 1,377 MHz and 512 KB L2 as its CUDA
 deviceQuery reports. Limits of an SM: CUDA C++ Programming Guide, compute capability 7.2. L2
 bandwidth follows from about 20 bytes a clock and SM (Jia et al., microbenchmarks of V100 and T4).
-Launch gaps, first use, walking, what a run takes and host costs are assumed."""
+Launch gaps, first use, walking, what a run and a span take and host costs are assumed."""
 
 ORIN = Spec(
     name="orin",
@@ -198,6 +209,7 @@ ORIN = Spec(
     launch_gap_us=1.8,
     first_use_us=0.4,
     skip_us=3.0,
+    span_us=22.0,
     host_launch_us=8.0,
     host_graph_us=2.0,
     host_notice_us=2.0,
@@ -213,7 +225,7 @@ ORIN = Spec(
 """Jetson AGX Orin 64 GB, MAXN. 2,048 cores in 16 Ampere SMs, 1.3 GHz, 64 tensor cores with 170 sparse
 INT8 TOPS (42.5 TFLOPS dense fp16), 4 MB L2, 204.8 GB/s: Jetson AGX Orin Series technical brief.
 Limits of an SM: CUDA C++ Programming Guide, compute capability 8.7. L2 bandwidth (32 bytes a clock
-and SM), launch gaps, first use, walking, what a run takes and host costs are assumed."""
+and SM), launch gaps, first use, walking, what a run and a span take and host costs are assumed."""
 
 RTX2060 = Spec(
     name="rtx2060",
@@ -228,6 +240,7 @@ RTX2060 = Spec(
     launch_gap_us=1.5,
     first_use_us=0.3,
     skip_us=1.5,
+    span_us=11.0,
     host_launch_us=4.2,
     host_graph_us=1.0,
     host_notice_us=1.0,

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from miriam.device.base import Lane
 from miriam.device.sim.costs import BlockCost
 from miriam.device.sim.spec import Spec
+from miriam.elastic.pauses import spans
 
 __all__ = ["ALL", "NONE", "State", "add_rows", "grow_runs", "new_state"]
 
@@ -25,18 +26,20 @@ NONE = -1
 # What `advance` returns.
 REACHED, VISIBLE, IDLE, FULL = 0, 1, 2, 3
 # Columns of `now`.
-TIME, BUSY, SM_TIME, WARP_TIME, DRAM_SQUARE, L2_SQUARE, TRACE_FROM, TRACE_TO, SKIP, RUN_US, ELASTIC, COMPANY = range(12)
+(TIME, BUSY, SM_TIME, WARP_TIME, DRAM_SQUARE, L2_SQUARE, TRACE_FROM, TRACE_TO, SKIP, RUN_US, ELASTIC, COMPANY,
+ SPAN_US) = range(13)  # fmt: skip
 # Columns of `total`.
 BLOCKS, WARPS, ACTIVE, DIRTY, SAMPLES, SPANS, OUT, SHARED_SIZE = range(8)
-# Columns of `cost` (floats) and of `need` (integers); `need` starts with the four resources of an SM.
+# Columns of `cost` (floats) and of `need` (integers); `need` starts with the four resources of an SM;
+# FRONT and BEHIND are the launches of its span in front of and behind a launch, where its program is cut.
 GAP, DURATION, SM, DRAM, L2, DRAM_WEIGHT, L2_WEIGHT, REST = range(8)
-THREADS, REGISTERS, SHARED, SLOTS, WARP_COUNT, GRID, RIGID, CARVEOUT = range(8)
+THREADS, REGISTERS, SHARED, SLOTS, WARP_COUNT, GRID, RIGID, CARVEOUT, FRONT, BEHIND = range(10)
 # Columns of `lane`.
 (PRIORITY, BASE, LIMIT, HEAD, TAIL, PHASE, STEP, ROW, WAITING, RUNNING, LEFT, WORKERS, SAID, BLOCKED, TURN,
- FROM_SM, TO_SM, END_SM) = range(18)  # fmt: skip
-LANE_COLUMNS = 18
+ FROM_SM, TO_SM, END_SM, STAYS, OWED) = range(20)  # fmt: skip
+LANE_COLUMNS = 20
 # Columns of `run`.
-LANE, NEXT, WAITS, FIRST_ROW, FIRST_STEP, STEPS, SHARD, WORKER_COUNT = range(8)
+LANE, NEXT, WAITS, FIRST_ROW, FIRST_STEP, STEPS, SHARD, WORKER_COUNT, CUT = range(9)
 # Phases of a lane: nothing begun, the gap before a launch, a launch under way.
 EMPTY, BETWEEN, OPEN = range(3)
 
@@ -49,12 +52,12 @@ class State(NamedTuple):
     now, total
         Time and integrals; counts. Columns are named in this module.
     cost, need
-        Shape (R, 8) and (R, 8): launches.
+        Shape (R, 8) and (R, 10): launches.
     lane, timer, ready, began
-        Shape (L, 18), (L,), (L,), (L,): what a lane does; when its gap ends, when its launch became ready
+        Shape (L, 20), (L,), (L,), (L,): what a lane does; when its gap ends, when its launch became ready
         and when the first block of it was placed.
     run, started, limits
-        Shape (Q, 8), (Q,), (Q, L): runs; time of their first block; limits that they set.
+        Shape (Q, 9), (Q,), (Q, L): runs; time of their first block; limits that they set.
     free
         Shape (S, 4): what an SM has left.
     held, clock, rate
@@ -116,8 +119,9 @@ def new_state(spec: Spec, opened: Sequence[Lane], runs: int, samples: int, spans
     free[:, REGISTERS] = geometry.registers_per_sm
     free[:, SHARED] = geometry.shared_per_sm_bytes
     free[:, SLOTS] = slots
-    now = np.zeros(12)
-    now[[SKIP, RUN_US, ELASTIC, COMPANY]] = spec.skip_us, spec.run_us, spec.elastic_run_us, spec.company_gap_us
+    now = np.zeros(13)
+    now[[SKIP, RUN_US, ELASTIC]] = spec.skip_us, spec.run_us, spec.elastic_run_us
+    now[[COMPANY, SPAN_US]] = spec.company_gap_us, spec.span_us
     now[TRACE_FROM], now[TRACE_TO] = np.inf, -np.inf
     total = np.zeros(8, np.int64)
     total[SHARED_SIZE] = geometry.shared_per_sm_bytes
@@ -125,12 +129,12 @@ def new_state(spec: Spec, opened: Sequence[Lane], runs: int, samples: int, spans
         now=now,
         total=total,
         cost=np.zeros((0, 8)),
-        need=np.zeros((0, 8), np.int64),
+        need=np.zeros((0, 10), np.int64),
         lane=lane,
         timer=np.zeros(lanes),
         ready=np.zeros(lanes),
         began=np.zeros(lanes),
-        run=np.zeros((runs, 8), np.int64),
+        run=np.zeros((runs, 9), np.int64),
         started=np.zeros(runs),
         limits=np.full((runs, lanes), ALL),
         free=free,
@@ -175,8 +179,11 @@ def add_rows(state: State, costs: Sequence[BlockCost], stretch: float) -> tuple[
             c.blocks,
             c.rigid,
             c.carveout_bytes,
+            i - span.start,
+            span.stop - i - 1,
         )
-        for c in costs
+        for span in spans(len(costs))
+        for i, c in zip(span, costs[span.start : span.stop], strict=True)
     ]
     first = len(state.cost)
     state = state._replace(
