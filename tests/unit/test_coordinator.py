@@ -1,6 +1,11 @@
+import itertools
 from collections.abc import Callable, Iterable
+from functools import partial
+from random import Random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scripted import EDGE, Script, ScriptedDevice
 from support import Profiles, program
 
@@ -108,6 +113,82 @@ def test_the_view_counts_blocks_that_are_left():
         if left:
             assert (view.left(request, 1), view.launch_of(request)) == (left, 1)
     assert view.pending == []
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.randoms(use_true_random=False))
+def test_the_view_knows_what_is_left_before_between_and_after_parts(blocks: list[int], random: Random):
+    """Whole launches in a row, or a launch in shards, in any order of its shards; a request beside it is untouched."""
+    task = Task("t", program("t", [(count, 32) for count in blocks]))
+    view = View(EDGE, Hand(whole).lanes)
+    request, other = Request(task, 0, 0.0), Request(task, 1, 0.0)
+    for each in (request, other):
+        view._arrived(each)
+    left, launch = list(blocks), 0
+
+    def check():
+        assert [view.left(request, i) for i in range(len(blocks))] == left
+        assert view.launch_of(request) == next(i for i, count in enumerate(left) if count)
+        assert [view.left(other, i) for i in range(len(blocks))] == blocks
+        assert view.launch_of(other) == 0
+
+    while launch < len(blocks):
+        last = random.randint(launch, len(blocks))
+        if last > launch:
+            parts = [Run(request, 0, launch, last)]
+        else:
+            cuts = sorted({0, blocks[launch], *random.choices(range(blocks[launch]), k=2)})
+            parts = [Run(request, 0, launch, blocks=pair) for pair in itertools.pairwise(cuts)]
+            random.shuffle(parts)
+        for run in parts:
+            view._submitted(run)
+        for run in parts:
+            check()
+            over = view._finished(run)
+            for i in run.launches:
+                left[i] -= blocks[i] if run.blocks is None else run.blocks[1] - run.blocks[0]
+            assert over is not any(left)
+        launch = parts[-1].launches.stop
+    assert view.pending == [other]
+    run = Run(other, 0)
+    view._submitted(run)
+    assert view._finished(run)
+    assert view.pending == []
+
+
+def test_what_is_left_of_the_whole_stays_until_its_run_ends():
+    view = View(EDGE, Hand(whole).lanes)
+    request = Request(CRITICAL, 0, 0.0)
+    view._arrived(request)
+    view._submitted(Run(request, 0))
+    assert (view.left(request, 0), view.left(request, 1), view.launch_of(request)) == (4, 8, 0)
+
+
+@pytest.mark.parametrize("first", [Run, partial(Run, first=1), partial(Run, blocks=(0, 4))])
+def test_what_ran_whole_cannot_run_again_in_parts(first: Callable[..., Run]):
+    view = View(EDGE, Hand(whole).lanes)
+    request = Request(CRITICAL, 0, 0.0)
+    view._arrived(request)
+    runs = [Run(request, 0), first(request, 1)]
+    for run in runs:
+        view._submitted(run)
+    assert view._finished(runs[0])
+    with pytest.raises(PolicyError, match=r"blocks of launch [01] of c ran twice"):
+        view._finished(runs[1])
+
+
+@pytest.mark.parametrize("parts", [(), ((0, 4),), ((0, 2), (2, 4))])
+def test_a_request_that_fails_is_forgotten_whatever_of_it_has_run(parts: tuple[tuple[int, int], ...]):
+    view = View(EDGE, Hand(whole).lanes)
+    request = Request(CRITICAL, 0, 0.0)
+    view._arrived(request)
+    runs = [*(Run(request, 0, blocks=blocks) for blocks in parts), Run(request, 1, 1), Run(request, 0, 1)]
+    for run in runs:
+        view._submitted(run)
+    for run in runs[: len(parts)]:
+        assert not view._finished(run)
+    request.error = DeviceError("it is broken")
+    assert view._finished(runs[-2])
+    assert (view.idle(0), view.idle(1), view.pending) == (True, True, [])
 
 
 def test_a_finished_run_lets_go_of_those_before_it():
