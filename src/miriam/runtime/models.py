@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from miriam.device.base import Serving
+from miriam.device.unread import read
 from miriam.errors import DeviceError, ModelError, ProgramError
 from miriam.frontend.chain import Chain, as_array, named, one_or_all
 from miriam.program import Program, Role
@@ -26,8 +27,8 @@ __all__ = ["Adopted", "adopt", "load_program"]
 _ZOO = "zoo:"
 
 
-def _as_it_is(task: Task, inputs: Sequence[Any]) -> Sequence[Any]:
-    return inputs
+def _in_memory(task: Task, inputs: Sequence[Any]) -> Sequence[Any]:
+    return [read(given) for given in inputs]
 
 
 def _nothing() -> None:
@@ -63,7 +64,7 @@ class Adopted:
     bound: Any = None
     notes: tuple[str, ...] = ()
     whole: Callable[[Sequence[Any]], Any] = field(default=one_or_all)
-    stage: Callable[[Task, Sequence[Any]], Sequence[Any]] = field(default=_as_it_is)
+    stage: Callable[[Task, Sequence[Any]], Sequence[Any]] = field(default=_in_memory)
     close: Callable[[], None] = field(default=_nothing)
 
     def unwrap(self, inputs: Sequence[Any]) -> Sequence[Any]:
@@ -140,7 +141,7 @@ def adopt(
             ("output", made.outputs, outputs or [spec.name for spec in made.outputs]),
         )
     )
-    stage = cast("ServingCuda", device).stage if kind == "cuda" else _as_it_is
+    stage = cast("ServingCuda", device).stage if kind == "cuda" else _in_memory
     return replace(made, inputs=ins, outputs=outs, stage=stage)
 
 

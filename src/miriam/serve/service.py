@@ -200,7 +200,7 @@ class Service:
         def submit() -> Response:
             return loaded.submit(
                 *(
-                    slots[spec.name].read(given) if isinstance(given, Shared) else usable(given)
+                    slots[spec.name].input(given) if isinstance(given, Shared) else usable(given)
                     for spec, given in zip(loaded.inputs, inputs, strict=True)
                 ),
                 criticality=level, timeout_ms=call.timeout_us / 1e3 if call.timeout_us else None, raw=True,

@@ -5,8 +5,8 @@ https://github.com/triton-inference-server/server/blob/main/docs/protocol/extens
 A region is a part of a file in /dev/shm. It is read and written as a file and never mapped: whoever made it may cut it
 at any time, and touching a mapping beyond the end of its file ends the process (SIGBUS), however recently somebody
 looked at the size. ``pread`` says how much there was, ``pwrite`` that the system has no memory left. They copy as fast
-as one from a mapping does and leave Python's lock to others meanwhile. What was read is the server's own: a client that
-changes it then changes nothing that has been checked.
+as one from a mapping does, to where the device wants it, and leave Python's lock to others meanwhile. What was read is
+the server's own: a client that changes it then changes nothing that has been checked.
 """
 
 from __future__ import annotations
@@ -151,25 +151,38 @@ class Slot:
     region: Region
     place: Place
 
-    def read(self, what: Shared) -> Array:
-        """The tensor, copied. In any thread.
+    def input(self, what: Shared) -> Lying | Array:
+        """The tensor, as it can be given to a model: left there until the device reads it. In any thread.
 
         Raises
         ------
         ServiceError
             The file has become shorter, or what is there is no such tensor.
         """
-        data = np.empty(self.place.size, np.uint8)
-        left, at = data.data, self._begin
-        while left:
+        lying = Lying(self, DATATYPES[what.datatype], what.shape)
+        if what.datatype != "BOOL":  # of which not all bytes are one
+            return lying
+        data = np.empty(what.shape, np.uint8)
+        lying.read_into(data)
+        return from_binary(self.tensor, what.datatype, what.shape, data, data.size)
+
+    def read_into(self, data: memoryview) -> None:
+        """Fill memory from the begin of the place on. In any thread.
+
+        Raises
+        ------
+        ServiceError
+            The file has become shorter.
+        """
+        at = self._begin
+        while data:
             try:
-                count = os.preadv(self.region.file, [left], at)
+                count = os.preadv(self.region.file, [data], at)
             except OSError as error:
                 raise self._failed(error) from error
             if not count:
                 raise self._cut()
-            left, at = left[count:], at + count
-        return from_binary(self.tensor, what.datatype, what.shape, data, data.size)
+            data, at = data[count:], at + count
 
     def check(self, size: int) -> None:
         """Refuse so many bytes if they have no room.
@@ -213,6 +226,25 @@ class Slot:
 
     def _failed(self, error: OSError) -> ServiceError:
         return _invalid(f"tensor {self.tensor!r:.80}: region {self.region.name!r:.80}: {error.strerror}")
+
+
+@dataclass(frozen=True, slots=True)
+class Lying:
+    """An input in its place (:class:`miriam.device.unread.Unread`)."""
+
+    slot: Slot
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+    def read_into(self, target: Array) -> None:
+        """Copy it into an array.
+
+        Raises
+        ------
+        ServiceError
+            The file has become shorter.
+        """
+        self.slot.read_into(target.reshape(-1).view(np.uint8).data)
 
 
 class Regions:

@@ -16,6 +16,7 @@ import numpy as np
 from miriam.device.cuda.dlpack import CPU, HOSTS, View, viewed
 from miriam.device.cuda.driver import Event, Gpu, HostMemory, Stream, check
 from miriam.device.cuda.instance import Instance
+from miriam.device.unread import Unread, is_unread, read
 from miriam.errors import ClosedError, DeviceError, InputError
 from miriam.program import Pointer, Program, Tensor
 
@@ -82,13 +83,17 @@ class Transfer:
         if len(given) != len(wanted):
             raise InputError(f"{name} takes {len(wanted)} inputs, and {len(given)} were given")
         staged = Staged(self)
-        for tensor, thing in zip(wanted, given, strict=True):
-            try:
-                staged.take(tensor, thing)
-            except InputError as error:
-                raise InputError(
-                    f"input {tensor.name} of {name} is {error}: give {_words(tensor.dtype, tensor.shape)}"
-                ) from error
+        try:
+            for tensor, thing in zip(wanted, given, strict=True):
+                try:
+                    staged.take(tensor, thing)
+                except InputError as error:
+                    raise InputError(
+                        f"input {tensor.name} of {name} is {error}: give {_words(tensor.dtype, tensor.shape)}"
+                    ) from error
+        except BaseException:
+            staged.close()  # at once, not when nobody looks at the error any more
+            raise
         return staged
 
     def ready(self) -> None:
@@ -181,6 +186,8 @@ class Staged(Sequence[View]):
         thing = thing.detach() if hasattr(thing, "detach") else thing
         if isinstance(thing, np.ndarray | np.generic):
             self._write(tensor, np.asarray(thing), thing.dtype.name)
+        elif is_unread(thing):
+            self._read(tensor, thing)
         elif hasattr(thing, "__dlpack_device__") and int(thing.__dlpack_device__()[0]) in HOSTS:
             view, held = _seen(thing, 0, 0)
             self._write(tensor, _array(view), view.dtype)
@@ -191,11 +198,23 @@ class Staged(Sequence[View]):
 
     def _write(self, tensor: Tensor, array: np.ndarray[Any, Any], dtype: str) -> None:
         """Copy an input of the host."""
-        if (dtype, array.shape) != (tensor.dtype, tensor.shape):
-            raise InputError(_words(dtype, array.shape))
-        self._views.append(self._place(tensor, len(self._views)))
-        target = _array(self._views[-1])
+        target = self._target(tensor, dtype, array.shape)
         np.copyto(target, array if array.dtype.name == target.dtype.name else array.view(target.dtype))
+
+    def _read(self, tensor: Tensor, thing: Unread) -> None:
+        """Read an input to where the GPU fetches it."""
+        target = self._target(tensor, thing.dtype.name, thing.shape)
+        if target.flags.c_contiguous and target.dtype == thing.dtype:
+            thing.read_into(target)
+        else:
+            np.copyto(target, read(thing).view(target.dtype))
+
+    def _target(self, tensor: Tensor, dtype: str, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+        """The place of the next input, if that is what it has to be."""
+        if (dtype, shape) != (tensor.dtype, tensor.shape):
+            raise InputError(_words(dtype, shape))
+        self._views.append(self._place(tensor, len(self._views)))
+        return _array(self._views[-1])
 
     def _point(self, tensor: Tensor, thing: Any) -> None:
         """Leave an input of the GPU where it is, and make room for outputs beside it."""

@@ -213,7 +213,8 @@ class Work:
         narrow
             Under a limit above 0 it goes on, too.
         cut
-            In spans (:mod:`miriam.elastic.pauses`).
+            In spans (:mod:`miriam.elastic.pauses`), each of which takes it that those in front of it are complete: no
+            inference may be under way that something else began.
         """
         hold = hold and bool(holds.lanes)
         key = (lane, "resident", narrow, cut, holds.table, hold)
