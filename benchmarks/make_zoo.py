@@ -114,7 +114,11 @@ def main() -> None:
             try:
                 phases: dict[str, float] = {}
 
-                def note(what: str, done: int, total: int, start: float = start, phases: dict = phases) -> None:
+                def note(
+                    what: str, done: int, total: int, start: float = start, phases: dict = phases, name: str = name
+                ) -> None:
+                    if what not in phases:  # so that one that is ended too soon tells how far it came
+                        print(f"{name}: {what}, {total}, after {time.perf_counter() - start:.0f} s", flush=True)
                     phases[what] = round(time.perf_counter() - start, 1)
 
                 captured = capture(module, inputs, name=name, progress=note)
