@@ -397,7 +397,7 @@ class CudaDevice:
             self._limits.lift(lane)
         until_ns = perf_counter_ns() + int(_HUNG_US * 1e3)
         for lane in self._lanes:
-            while not lane.stream.done:
+            while not lane.done:
                 if perf_counter_ns() > until_ns:
                     raise DeviceError(f"lane {lane.lane.name} of {self.name} does not end: the GPU hangs")
         if self._lanes:

@@ -173,6 +173,8 @@ class Dispatcher:
             with self._loading():
                 holds = self._limits.of(run.limits)
                 warmer = work.warmed() if holds.lanes and narrow is None else None
+                if warmer is not None:
+                    _ = lane.beside  # or a lane would be held while its stream is made
                 # All of them, since PyTorch may be collecting a graph when the other one is wanted.
                 ways = (False, True) if narrow is not None and len(spans(len(run.launches))) > 1 else (False,)
                 for inside, spanned in itertools.product((False, True) if run.limits else (False,), ways):

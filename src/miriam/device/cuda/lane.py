@@ -139,6 +139,11 @@ class CudaLane:
         """A stream like :attr:`stream`, for what may run beside it."""
         return self.stream.sibling()
 
+    @property
+    def done(self) -> bool:
+        """Whether everything that was enqueued is done."""
+        return self.stream.done and ("beside" not in self.__dict__ or self.beside.done)
+
     def forget(self, run: Run) -> None:
         """``run`` is over."""
         self.blunt.discard(run)
