@@ -10,6 +10,7 @@ from weakref import ref
 
 import pytest
 from fake_driver import CUresult, FakeDriver
+from null_gpu import Exec
 from null_kernels import EFFECTS
 from strict_driver import Strict
 from support import Profiles, program
@@ -23,7 +24,8 @@ from miriam.device.cuda.driver import HostMemory
 from miriam.device.cuda.lane import CudaLane
 from miriam.device.cuda.place import Place
 from miriam.device.cuda.work import Codes, Work
-from miriam.elastic.state import ALL, STAYS_AT
+from miriam.elastic.pauses import spans
+from miriam.elastic.state import ALL, STAYS_AT, Limiter
 from miriam.elastic.state import Lane as Record
 from miriam.errors import DeviceError
 from miriam.program import Kernel, Launch, Pointer, Scalar, Source
@@ -32,6 +34,10 @@ from miriam.task import Request, Task
 FAST = Task("fast", program("fast"), 1)
 SLOW = Task("slow", program("slow", launches=((300, 128), (64, 128), (500, 64))), 0)
 LANES = (Lane("critical", 1), Lane("normal"))
+_READING = replace(FAST.program.launches[0], args=(Pointer(1), Scalar(bytes(4))))
+WEIGHTY = Task("weighty", replace(FAST.program, name="weighty", launches=(_READING,)), 1)
+_PAIR = program("long", launches=((300, 128), (64, 128)))
+LONG = Task("long", replace(_PAIR, launches=_PAIR.launches * 100), 0)
 CLOSING = (
     "cuMemFree", "cuMemFreeHost", "cuStreamDestroy", "cuEventDestroy", "cuGraphExecDestroy", "cuGraphDestroy",
     "cuGreenCtxDestroy", "cuLibraryUnload", "cuDevicePrimaryCtxRelease", "cuCtxPopCurrent",
@@ -108,6 +114,12 @@ def record(cu: FakeDriver) -> int:
     return int.from_bytes(cu.memory.read(table, 8), "little")
 
 
+def limiter(cu: FakeDriver) -> Limiter:
+    """What decides the limit of that lane."""
+    table = [run for run in cu.launches if run.name == "miriam_hold"][-1].args[0]
+    return Limiter.unpack(cu.memory.read(int.from_bytes(cu.memory.read(table + 8, 8), "little"), 16))
+
+
 @pytest.mark.parametrize("name", ["cuda:0", "cuda:0/16"])
 @pytest.mark.parametrize("sms", [None, 0, 8])
 def test_every_request_is_served_and_nothing_is_left_behind(cu: FakeDriver, name: str, sms: int | None) -> None:
@@ -117,14 +129,42 @@ def test_every_request_is_served_and_nothing_is_left_behind(cu: FakeDriver, name
     assert cu.leaks() == []
 
 
-def test_a_critical_request_costs_two_calls_of_the_driver(cu: FakeDriver) -> None:
-    on = opened()
-    on.submit(Run(request(FAST), 0, limits={1: 0}))  # makes the graph
+@pytest.mark.parametrize("name", ["cuda:0", "cuda:0/16"])
+@pytest.mark.parametrize("task", [FAST, WEIGHTY], ids=["no weights", "weights"])
+def test_a_critical_request_costs_one_call_of_the_driver_and_one_for_its_weights(
+    cu: FakeDriver, name: str, task: Task
+) -> None:
+    on = opened(name=name)
+    on.submit(Run(request(task), 0, limits={1: 0}))  # makes the graphs
     ended(on)
-    before = len(cu.calls)
-    on.submit(Run(request(FAST, 1), 0, limits={1: 0}))
-    assert cu.names()[before:] == ["cuLaunchKernel", "cuGraphLaunch"]
+    cu.launches.clear()
+    for number, calls in enumerate((["cuGraphLaunch"], ["cuLaunchKernel", "cuGraphLaunch"]), 1):  # the second is behind
+        before = len(cu.calls)
+        on.submit(Run(request(task, number), 0, limits={1: 0}))
+        assert cu.names()[before:] == calls + ["cuLaunchKernel"] * (task is WEIGHTY)
+    assert len(ended(on)) == 2
+    assert sum(run.name == "warm" for run in cu.launches) == 2 * (task is WEIGHTY)
     on.close()
+    assert cu.leaks() == []
+
+
+def test_weights_are_asked_for_beside_the_launches_and_hold_up_nothing_but_the_end(
+    cu: FakeDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("miriam.device.cuda.device._HUNG_US", 2e3)
+    on, over = opened(), set[str]()
+    cu.effects["warm"] = until(lambda: "warm" in over)
+    for number in range(2):
+        on.submit(run := Run(request(WEIGHTY, number), 0, limits={1: 0}))
+        assert next(on.events(1e7)).run is run
+        assert limits(cu, record(cu)) == ALL
+    assert [run.name for run in cu.launches].count("warm") == 1  # the other one is behind it
+    with pytest.raises(DeviceError, match="lane critical of cuda:0 does not end"):
+        on.outputs()
+    over.add("warm")
+    cu.run()
+    on.close()
+    assert cu.leaks() == []
 
 
 def test_a_kind_of_run_has_one_graph(cu: FakeDriver) -> None:
@@ -175,24 +215,146 @@ def test_what_is_interrupted_stays_where_critical_runs_are_far_apart(
     on.close()
 
 
-def test_between_two_critical_runs_the_lane_is_not_let_go(cu: FakeDriver) -> None:
-    on = opened()
+def company(on: CudaDevice, clock: Told, free_us: float, times: int = 40) -> None:
+    """Critical runs, so far apart, beside inferences of a long program."""
+    for _ in range(times):
+        clock.now_us += free_us
+        on.submit(Run(request(LONG), 1, workers=8))
+        on.submit(Run(request(FAST), 0, limits={1: 0}))
+        assert len(ended(on)) == 2
+
+
+def launched(cu: FakeDriver) -> dict[Exec, int]:
+    """How often each graph was."""
+    return {each: each.launched for each in cu.handles.values() if isinstance(each, Exec)}
+
+
+def loops(cu: FakeDriver, before: Mapping[Exec, int]) -> list[int]:
+    """How many launches of the long program are in each loop of the graph that was launched since then."""
+    (graph,) = [each.graph for each, count in launched(cu).items() if count > before.get(each, 0)]
+    bodies = [node.bodies[0] for node in graph.nodes if node.bodies]
+    return [sum(node.label.startswith("long_") for node in body.every()) for body in bodies]
+
+
+def passed(cu: FakeDriver) -> list[tuple[int, int]]:
+    """Of each pass, how many launches of the long program there were, and up to which one."""
+    found, launches = [], 0
+    for run in cu.launches:
+        launches += run.name.startswith("long_")
+        if run.name == "miriam_step":
+            found.append((launches, run.args[3]))
+            launches = 0
+    cu.launches.clear()
+    return found
+
+
+SPANS = [(len(span), span.stop) for span in spans(len(LONG.program.launches))]
+BOUND_US = 10 * 1.5 * len(LONG.program.launches)
+
+
+@pytest.mark.parametrize(
+    ("name", "often", "cut"), [("cuda:0", 0.3, True), ("cuda:0", 3.0, False), ("cuda:0/16", 0.3, False)]
+)
+def test_a_long_inference_is_cut_where_critical_runs_are_frequent(
+    cu: FakeDriver, name: str, often: float, cut: bool
+) -> None:
+    clock = Told()
+    on = opened(name=name, clock=clock)
+    company(on, clock, 1e6, times=1)
+    made = launched(cu).keys()
+    company(on, clock, often * BOUND_US)
+    cu.launches.clear()
+    before = launched(cu)
+    on.submit(Run(request(LONG), 1, workers=8))
+    assert len(ended(on)) == 1
+    assert len(SPANS) > 2
+    assert passed(cu) == (SPANS if cut else [(200, 200)])
+    assert loops(cu, before) == ([count for count, _ in SPANS] if cut else [] if name == "cuda:0/16" else [200])
+    company(on, clock, 3.0 * BOUND_US)
+    cu.launches.clear()
+    on.submit(Run(request(LONG), 1, workers=8))
+    assert len(ended(on)) == 1
+    assert passed(cu) == [(200, 200)]
+    assert launched(cu).keys() == made  # both graphs were made at once
+    on.close()
+    assert cu.leaks() == []
+
+
+@pytest.mark.parametrize("at", range(len(SPANS)))
+def test_who_is_interrupted_in_a_span_passes_over_its_launches_alone(cu: FakeDriver, at: int) -> None:
+    clock = Told()
+    on = opened(clock=clock)
+    company(on, clock, 0.3 * BOUND_US)
+    lane, steps = record(cu), 0
+
+    def step(gpu: FakeDriver, *args: int) -> None:
+        nonlocal steps
+        EFFECTS["miriam_step"](gpu, *args)
+        steps += 1
+        if steps == at:
+            gpu.set_word(lane, 0)
+
+    cu.effects["miriam_step"] = step
+    cu.set_word(lane, ALL if at else 0)
+    cu.launches.clear()
+    on.submit(Run(request(LONG), 1, workers=8))
+    assert cu.launches[-1].name == "miriam_gate_resident"
+    cu.set_word(lane, ALL)
+    cu.run()
+    assert len(ended(on)) == 1
+    assert passed(cu) == [*SPANS[: at + 1], *SPANS[at:]]
+    on.close()
+
+
+def test_a_narrow_lane_is_cut_as_well(cu: FakeDriver) -> None:
+    clock = Told()
+    on = opened(clock=clock)
+    company(on, clock, 0.3 * BOUND_US)
+    on.submit(Limit(1, 8))
+    cu.launches.clear()
+    before = launched(cu)
+    on.submit(Run(request(LONG), 1, workers=8))
+    assert len(ended(on)) == 1
+    assert passed(cu) == [span for span in SPANS for _ in range(2)]  # one at full width, in vain
+    assert loops(cu, before) == [2 * count for count, _ in SPANS]
+    on.close()
+
+
+@pytest.mark.parametrize("name", ["cuda:0", "cuda:0/16"])
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_each_critical_run_takes_hold_once_and_between_two_the_lane_is_not_let_go(
+    cu: FakeDriver, name: str, count: int
+) -> None:
+    on = opened(name=name)
     on.submit(Run(request(FAST), 0, limits={1: 0}))
     ended(on)
-    words: list[int] = []
+    seen: list[tuple[str, int]] = []
 
-    def release(gpu: FakeDriver, *args: int) -> None:
-        EFFECTS["miriam_release"](gpu, *args)
-        words.append(limits(gpu, record(gpu)))
+    def noted(name: str) -> Callable[..., None]:
+        def effect(gpu: FakeDriver, *args: int) -> None:
+            if name in EFFECTS:
+                EFFECTS[name](gpu, *args)
+            seen.append((name, limits(gpu, record(gpu))))
 
-    cu.effects["miriam_release"] = release
-    cu.auto = False
-    on.submit(Run(request(FAST, 1), 0, limits={1: 0}))
-    on.submit(Run(request(FAST, 2), 0, limits={1: 0}))
-    cu.run()
-    cu.auto = True
-    assert len(ended(on)) == 2
-    assert words == [0, ALL]
+        return effect
+
+    cu.effects |= {each: noted(each) for each in ("miriam_hold", "fast_0", "fast_1", "miriam_release")}
+    for _ in range(2):
+        cu.auto, before = False, len(cu.calls)
+        runs = [Run(request(FAST, number), 0, limits={1: 0}) for number in range(count)]
+        for run in runs:
+            on.submit(run)
+        assert cu.names()[before:] == ["cuGraphLaunch", *["cuLaunchKernel", "cuGraphLaunch"] * (count - 1)]
+        cu.run()
+        cu.auto = True
+        assert ended(on) == runs
+        kinds = [kind for kind, _ in seen]
+        assert [kinds.count(kind) for kind in ("miriam_hold", "fast_0", "miriam_release")] == [count] * 3
+        assert kinds.index("miriam_hold") == 0
+        assert seen.pop() == ("miriam_release", ALL)
+        assert {limit for _, limit in seen} == {0}
+        seen.clear()
+        assert limiter(cu) == Limiter(0, 0, ALL)
     on.close()
 
 
@@ -213,9 +375,9 @@ def test_in_a_partition_a_pass_that_stopped_is_followed_by_another(cu: FakeDrive
     """Three passes until the step finds the inference complete; no graph there has a condition."""
     left = [3]
 
-    def step(gpu: FakeDriver, inference: int, lane: int, loop: int) -> None:
+    def step(gpu: FakeDriver, inference: int, lane: int, loop: int, until: int) -> None:
         left[0] -= 1
-        gpu.set_word(inference, 3 if left[0] == 0 else 1)
+        gpu.set_word(inference, until if left[0] == 0 else 1)
 
     cu.effects["miriam_step"] = step
     on = opened(name="cuda:0/16")
@@ -298,6 +460,7 @@ def _everything(cu: FakeDriver, name: str, lanes: Sequence[Lane]) -> int:
         on.submit(slow := Run(request(SLOW), 1, workers=100))
         on.submit(Run(request(FAST), 0, limits={1: 0}))
         on.submit(Run(request(FAST, 1), 0, limits={1: 24}))
+        on.submit(Run(request(WEIGHTY), 0, limits={1: 0}))
         on.submit(Limit(1, None))
         ended(on)
         on.submit(whole := Run(request(SLOW, 1), 1, after=(slow,)))

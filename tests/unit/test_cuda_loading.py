@@ -6,6 +6,7 @@ import gc
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from miriam.device.cuda.serving import ServingCuda
 from miriam.elastic.state import ALL
 from miriam.elastic.state import Lane as Record
 from miriam.errors import DeviceError
+from miriam.program import Pointer
 from miriam.task import Request, Task
 
 FAST = Task("fast", program("fast"), 1)
@@ -204,27 +206,24 @@ def test_a_block_that_fails_ends_all_the_same(on: Open) -> None:
     assert on.limit == 0
 
 
-def calls(on: Open) -> list[str]:
-    """What a critical run asks of the driver."""
+def calls(on: Open, runs: int) -> list[str]:
+    """What critical runs ask of the driver, each but the first behind another one."""
     before = len(on.cu.calls)
-    run = on.critical()
+    last = [on.critical() for _ in range(runs)][-1]
     after = len(on.cu.calls)
-    assert on.ended(run)
+    assert on.ended(last)
     return on.cu.names()[before:after]
 
 
-def test_a_critical_run_takes_hold_inside_its_graph_while_somebody_loads(on: Open) -> None:
+def test_a_critical_run_behind_another_one_takes_hold_inside_its_graph_while_somebody_loads(on: Open) -> None:
     seen: list[int] = []
     on.cu.effects["fast_0"] = lambda *_: seen.append(on.limit)
-    assert calls(on) == ["cuLaunchKernel", "cuGraphLaunch"]
-    with on.elsewhere():
-        calls(on)  # makes its graph
-        assert calls(on) == ["cuGraphLaunch"]
-        assert on.limit == ALL
-    assert calls(on) == ["cuLaunchKernel", "cuGraphLaunch"]
-    with on.elsewhere():
-        assert calls(on) == ["cuGraphLaunch"]
-    assert seen == [0] * 5
+    for _ in range(2):
+        assert calls(on, 2) == ["cuGraphLaunch", "cuLaunchKernel", "cuGraphLaunch"]
+        with on.elsewhere():
+            assert calls(on, 2) == ["cuGraphLaunch"] * 2
+            assert on.limit == ALL
+    assert seen == [0] * 8
     assert on.limit == ALL
 
 
@@ -232,15 +231,19 @@ def test_what_a_run_needs_is_made_while_nobody_is_paused(on: Open) -> None:
     on.device.submit(Limit(1, 0))
     ran: list[int] = []
     on.cu.effects["other_0"] = lambda *_: ran.append(on.limit)
-    other = Task("other", program("other"), 1)
-    with on.limits("_cuLibraryLoadData", "_cuMemAlloc", "_cuGraphInstantiate") as made:
+    other = program("other")
+    reading = [replace(launch, args=(Pointer(1), launch.args[1])) for launch in other.launches]
+    task = Task("other", replace(other, launches=tuple(reading)), 1)
+    streams = "_cuGreenCtxStreamCreate" if on.device.geometry.sms == 16 else "_cuStreamCreateWithPriority"
+    with on.limits("_cuLibraryLoadData", "_cuMemAlloc", "_cuGraphInstantiate", streams) as made:
         for number, workers in enumerate((None, None, 8, 8)):
-            run = Run(Request(other, number, 0.0), 0, workers=workers)
+            run = Run(Request(task, number, 0.0), 0, workers=workers, limits={1: 0})
             on.device.submit(run)
             assert on.ended(run)
     assert all(made.values())
     assert {limit for limits in made.values() for limit in limits} == {ALL}
     assert ran == [0, 0]
+    assert sum(run.name == "warm" for run in on.cu.launches) == 2
 
 
 def test_what_has_run_before_lets_nobody_go_on(on: Open) -> None:
@@ -271,8 +274,11 @@ def test_loading_cannot_begin_between_hold_and_launch(on: Open) -> None:
             loader.start()
             assert not began.wait(0.3)
 
+    on.critical()  # the host takes hold for the one behind it
     on.cu.effects |= {"miriam_hold": hold, "fast_0": lambda *_: order.append("runs")}
+    before = len(on.cu.calls)
     run = on.critical()
+    assert on.cu.names()[before : before + 2] == ["cuLaunchKernel", "cuGraphLaunch"]
     loader.join(30.0)
     assert began.is_set()
     assert order == ["held", "runs", "loads"]
