@@ -466,6 +466,9 @@ def _everything(cu: FakeDriver, name: str, lanes: Sequence[Lane]) -> int:
         on.submit(whole := Run(request(SLOW, 1), 1, after=(slow,)))
         on.submit(Run(request(FAST, 2), 0, limits={1: None}, after=(whole,)))
         ended(on)
+        for note in on.notes:  # what is not worth an error
+            if " failed" in note:
+                raise DeviceError(note)
     finally:
         calls = len(cu.calls)
         on.close()
@@ -530,6 +533,29 @@ def test_two_tasks_of_one_program_have_memory_of_their_own(cu: FakeDriver) -> No
     inputs = [run.args[0] for run in cu.launches if run.name == FAST.program.kernels[0].name]
     assert len(set(inputs)) == len(inputs) == 2
     on.close()
+
+
+@pytest.mark.parametrize("queued", [False, True])
+def test_a_critical_graph_that_is_not_launched_holds_nobody(cu: FakeDriver, queued: bool) -> None:
+    on = opened()
+    cu.auto = False
+    runs = [Run(request(FAST, number), 0, limits={1: 0}) for number in range(3)]
+    for run in runs[: 1 + queued]:
+        on.submit(run)  # the graphs are made, and the lane is busy
+    if not queued:
+        cu.run()
+        ended(on)
+    cu.fail["cuGraphLaunch"] = CUresult.CUDA_ERROR_OUT_OF_MEMORY
+    with pytest.raises(DeviceError, match="cuGraphLaunch failed"):
+        on.submit(runs[2])
+    del cu.fail["cuGraphLaunch"]
+    cu.auto = True
+    cu.run()
+    ended(on)
+    on.submit(slow := Run(request(SLOW), 1, workers=100))
+    assert ended(on) == [slow]  # and is not held for ever
+    on.close()
+    assert cu.leaks() == []
 
 
 def test_a_run_whose_graph_cannot_be_made_is_as_if_it_had_never_been(cu: FakeDriver) -> None:

@@ -14,6 +14,7 @@ time is lost, and must be little of the time until the next request.
 from __future__ import annotations
 
 import itertools
+import math
 
 __all__ = ["PASSING_US", "SPAN", "Pauses", "spans"]
 
@@ -40,7 +41,7 @@ class Pauses:
     Attributes
     ----------
     free_us
-        For how long nobody held it, as a mean over the last times.
+        For how long nobody held it, as a mean over the last times; infinite before the first one.
     cut
         Whether what begins from now on is cut into spans.
     stays
@@ -48,13 +49,14 @@ class Pauses:
     """
 
     def __init__(self) -> None:
-        self.free_us = 0.0
+        self.free_us = math.inf
         self.cut = self.stays = False
         self._freed_us = 0.0
 
     def begin(self, now_us: float) -> None:
         """Somebody takes hold, and nobody did before."""
-        self.free_us += (now_us - self._freed_us - self.free_us) / 8
+        free_us = now_us - self._freed_us
+        self.free_us = free_us if math.isinf(self.free_us) else self.free_us + (free_us - self.free_us) / 8
 
     def end(self, now_us: float, launches: int) -> None:
         """Nobody holds it any more; ``launches`` is the number of those of the longest program in it, 0: nothing is."""

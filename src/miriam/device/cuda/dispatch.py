@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 
 from miriam.device.base import Run
 from miriam.device.cuda.control import Control
@@ -163,12 +163,7 @@ class Dispatcher:
                 key = (work, run.first, run.last, narrow, cut, hold, *run.limits)
                 plan = lane.plans.get(key)
                 if plan is not None:
-                    self._limits.book(run.limits)
-                    if not hold:
-                        self._limits.hold(plan.holds)
-                    plan.graph.launch(lane.stream)
-                    if plan.warmer is not None:
-                        plan.warmer.enqueue(lane.beside)
+                    self._enqueue(plan, lane, run, ahead=not hold)
                     return
             with self._loading():
                 holds = self._limits.of(run.limits)
@@ -184,6 +179,27 @@ class Dispatcher:
                         graph = work.resident(lane, holds, hold=inside, narrow=narrow, cut=spanned)
                     key = (work, run.first, run.last, narrow, spanned, inside, *run.limits)
                     lane.plans[key] = Plan(graph, holds, warmer)
+
+    def _enqueue(self, plan: Plan, lane: CudaLane, run: Run, *, ahead: bool) -> None:
+        """Enqueue the graph of a run, and a hold in front of it if that is to come ``ahead``."""
+        held = False
+        self._limits.book(run.limits)
+        try:
+            if ahead:
+                self._limits.hold(plan.holds)
+                held = True
+            plan.graph.launch(lane.stream)
+        except BaseException:
+            with suppress(DeviceError):  # of a driver that does nothing any more: the first one says why
+                if held:
+                    self._limits.hold(plan.holds, -1)
+                self._limits.strike(run.limits)
+            raise
+        if plan.warmer is not None:
+            try:
+                plan.warmer.enqueue(lane.beside)
+            except DeviceError as error:  # the run is under way, and does without
+                self._say(f"weights of {run.request.task.name} were not asked for: {error}")
 
     def _hold(self, run: Run) -> None:
         """Hold the lanes that a run limits, until :meth:`_hear` lets them go; for runs whose graphs do not."""
