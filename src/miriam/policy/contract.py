@@ -102,12 +102,14 @@ class Contract(Resident):
         task, watch = request.task, self._watches[request.task.name]
         lane, pause = self._lane[task.criticality], self._pause
         sms = watch.sms(behind=any(other.lane == lane for other in self._seen.values()))
-        seen = self._seen[request] = _Seen(lane, 0 if pause else sms, steers=pause is None and sms == watch.width.sms)
         below = range(lane + 1, len(self.lanes))
+        limits = self._limits[lane] if sms == 0 else dict.fromkeys(below, None if sms == self._most else sms)
         why = why_of(lane, len(self.lanes), sms, self._most)
         if below:
             why += _UNKNOWN if watch.solo.p99_us is None else _ALLOWED
-        yield self._run(request, lane, dict.fromkeys(below, None if sms == self._most else sms), why)
+        yield self._run(request, lane, limits, why)
+        # All the rest is done behind the launch, in nobody's way.
+        seen = self._seen[request] = _Seen(lane, 0 if pause else sms, steers=pause is None and sms == watch.width.sms)
         watch.came(now_us)
         seen.alone = pause is not None and lane == pause.lane and task.name == pause.last
         for other in self._seen.values():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 
 from miriam.coordinator import View
 from miriam.device.base import Command, Event, EventKind, Lane, Limit, Run
@@ -109,6 +110,7 @@ class Resident:
         return {}
 
 
+@lru_cache(1024)  # critical requests wait for it
 def why_of(lane: int, lanes: int, sms: int, of: int) -> str:
     """In words: a whole run on a lane, beside which those below it keep so many SMs."""
     if lane == lanes - 1:
