@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,7 +22,7 @@ from miriam.device.cuda.driver import Gpu, Stream
 from miriam.device.cuda.instance import Instance
 from miriam.device.cuda.transfer import Transfer
 from miriam.device.unread import read
-from miriam.errors import InputError
+from miriam.errors import ClosedError, InputError
 from miriam.program import Buffer, Pointer, Program, Role, Tensor
 from miriam.task import Task
 
@@ -36,6 +37,7 @@ class Elsewhere:
     array: np.ndarray
     error: Exception | None = None
     targets: list[np.ndarray] = field(default_factory=list)
+    during: Callable[[], object] = bool
 
     @property
     def dtype(self) -> np.dtype:
@@ -48,6 +50,7 @@ class Elsewhere:
     def read_into(self, target: np.ndarray) -> None:
         if self.error is not None:
             raise self.error
+        self.during()
         assert target.flags.c_contiguous
         assert (target.shape, target.dtype) == (self.shape, self.dtype)
         self.targets.append(target)
@@ -90,6 +93,25 @@ def test_one_that_cannot_be_read_fails_alone_and_its_memory_comes_back(on: Serve
     gc.collect()
     assert np.array_equal(on.ask(TASK, Elsewhere(X)).outputs[0], 2 * X)
     assert [leak for leak in cu.leaks() if "host" in leak] == [leak for leak in before if "host" in leak]
+
+
+def test_a_task_that_goes_waits_for_what_is_being_read(on: Served, cu: FakeDriver) -> None:
+    going = threading.Thread(target=on.device.forget, args=(TASK,), daemon=True)
+
+    def go() -> None:
+        going.start()
+        going.join(0.2)
+        assert [leak for leak in cu.leaks() if "host" in leak] == before  # or what follows ends the process
+
+    before = [leak for leak in cu.leaks() if "host" in leak]
+    there = Elsewhere(X, during=go)
+    on.device.stage(TASK, [there])
+    going.join(30.0)
+    assert not going.is_alive()
+    assert len(there.targets) == 1
+    assert [leak for leak in cu.leaks() if "host" in leak] != before
+    with pytest.raises(ClosedError):
+        on.device.stage(TASK, [Elsewhere(X)])
 
 
 @pytest.mark.parametrize("wrong", [X.astype(np.float64), X[:, :4]], ids=["type", "shape"])

@@ -63,6 +63,8 @@ class Transfer:
         self._free: list[HostMemory] = []
         self._staged: WeakSet[Staged] = WeakSet()
         self._stream: Stream | None = None
+        self._taking = 0  # threads that write to memory of requests
+        self._taken = threading.Condition(self.lock)
         self._open = True
 
     def stage(self, given: Sequence[Any]) -> Staged:
@@ -82,14 +84,25 @@ class Transfer:
         wanted, name = self.program.inputs, self.program.name
         if len(given) != len(wanted):
             raise InputError(f"{name} takes {len(wanted)} inputs, and {len(given)} were given")
+        with self.lock:
+            self._taking += 1
+        try:
+            return self._take(given)
+        finally:
+            with self.lock:
+                self._taking -= 1
+                self._taken.notify_all()
+
+    def _take(self, given: Sequence[Any]) -> Staged:
         staged = Staged(self)
         try:
-            for tensor, thing in zip(wanted, given, strict=True):
+            for tensor, thing in zip(self.program.inputs, given, strict=True):
                 try:
                     staged.take(tensor, thing)
                 except InputError as error:
                     raise InputError(
-                        f"input {tensor.name} of {name} is {error}: give {_words(tensor.dtype, tensor.shape)}"
+                        f"input {tensor.name} of {self.program.name} is {error}: "
+                        f"give {_words(tensor.dtype, tensor.shape)}"
                     ) from error
         except BaseException:
             staged.close()  # at once, not when nobody looks at the error any more
@@ -139,9 +152,10 @@ class Transfer:
                     memory.close()
 
     def close(self) -> None:
-        """Give all memory back; outputs that nobody has looked at yet are put elsewhere."""
+        """Give all memory back, once nobody writes to it; outputs that nobody has looked at yet are put elsewhere."""
         with self.lock:
             self._open = False
+            self._taken.wait_for(lambda: not self._taking)
             for staged in list(self._staged):
                 staged.part()
             with self.gpu.visited():
