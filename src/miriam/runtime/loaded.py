@@ -121,7 +121,7 @@ class Loaded:
             Time from now after which it is given up if it still waits. None: that of the task.
         raw
             Inputs and outputs are sequences of NumPy arrays, one for each of :attr:`inputs` and :attr:`outputs`,
-            whatever the model itself takes and gives.
+            whatever the model itself takes and gives. An input may be :class:`miriam.device.unread.Unread`.
 
         Raises
         ------
