@@ -297,6 +297,29 @@ def test_a_critical_graph_that_is_not_launched_holds_nobody(cu: FakeDriver, queu
     assert cu.leaks() == []
 
 
+@pytest.mark.parametrize("name", ["cuda:0", "cuda:0/16"])
+@pytest.mark.parametrize("call", ["cuMemsetD32Async", "cuLaunchKernel"])
+@pytest.mark.parametrize("last", [0, 8])
+def test_a_critical_run_whose_limit_cannot_be_said_holds_nobody(
+    cu: FakeDriver, name: str, call: str, last: int
+) -> None:
+    on = opened(name=name)
+    for number, sms in enumerate((8, 0, 8)):
+        on.submit(Run(request(FAST, number), 0, limits={1: sms}))
+        ended(on)
+    cu.fail[call] = CUresult.CUDA_ERROR_OUT_OF_MEMORY
+    with pytest.raises(DeviceError, match=f"{call} failed"):
+        on.submit(Run(request(FAST, 3), 0, limits={1: 0}))
+    del cu.fail[call]
+    on.submit(slow := Run(request(SLOW), 1, workers=8))
+    assert ended(on) == [slow]
+    on.submit(Run(request(FAST, 4), 0, limits={1: last}))
+    ended(on)
+    assert limiter(cu) == Limiter(0, last, ALL)
+    on.close()
+    assert cu.leaks() == []
+
+
 def test_of_two_limits_that_hold_at_a_time_the_lower_counts(cu: FakeDriver) -> None:
     on, over = opened(THREE), set[str]()
     cu.effects["other_0"] = until(lambda: "upper" in over)

@@ -16,6 +16,7 @@ from miriam.elastic.state import ALL, IDLE_AT, PADDED_AT, STAYS_AT
 __all__ = ["Limits"]
 
 _NOTHING = Holds()
+_UNKNOWN = ALL + 1  # no limit that anybody sets, so that the next one is written, whatever it is
 
 
 class Limits:
@@ -98,13 +99,20 @@ class Limits:
         return Holds(self._tables[key], lanes)
 
     def book(self, limits: Mapping[int, int | None]) -> None:
-        """A run with these limits is about to be launched."""
-        for number, sms in limits.items():
-            lane = self._lanes[number]
-            if not lane.held:
-                lane.pauses.begin(self._now_us())
-            lane.held.append(lane.width(sms))
-            self._pad(lane)
+        """A run with these limits is about to be launched; if the driver refuses what it takes, it is not booked."""
+        booked = []
+        try:
+            for number, sms in limits.items():
+                lane = self._lanes[number]
+                if not lane.held:
+                    lane.pauses.begin(self._now_us())
+                lane.held.append(lane.width(sms))
+                booked.append(lane)
+                self._pad(lane)
+        except BaseException:
+            for lane in booked:
+                lane.held.pop()
+            raise
 
     def strike(self, limits: Mapping[int, int | None]) -> None:
         """Such a run is over."""
@@ -143,8 +151,9 @@ class Limits:
     def _pad(self, lane: CudaLane) -> None:
         """Of several limits the lowest counts; it stays when the last run is over, for the next is mostly like it."""
         if lane.held and min(lane.held) != lane.padded:
+            lane.padded = _UNKNOWN
+            self._write(lane, PADDED_AT, min(lane.held))
             lane.padded = min(lane.held)
-            self._write(lane, PADDED_AT, lane.padded)
 
     def _freed(self, lane: CudaLane) -> None:
         """Nobody holds a lane any more: time to think about what its pauses are like."""
