@@ -53,8 +53,10 @@ class View:
 
     def left(self, request: Request, launch: int) -> int:
         """Logical blocks of a launch that have not been run."""
-        left = self._left[request]
-        return request.task.program.launches[launch].blocks if left is None else left.get(launch, 0)
+        left, steps = self._left[request], request.task.program.launches
+        if left is None:
+            return steps[launch].blocks if launch < len(steps) else 0
+        return left.get(launch, 0)
 
     def _arrived(self, request: Request) -> None:
         self.pending.append(request)

@@ -238,6 +238,24 @@ def test_two_tasks_of_one_program_have_memory_of_their_own(cu: FakeDriver) -> No
     on.close()
 
 
+@pytest.mark.parametrize("name", ["cuda:0", "cuda:0/16"])
+def test_a_shard_that_is_not_launched_holds_nobody(cu: FakeDriver, name: str) -> None:
+    on = opened(name=name)
+    shard = Run(request(FAST), 0, blocks=(0, 1), limits={1: 0})
+    on.submit(shard)  # its code is loaded, and the lane's limit is known
+    assert ended(on) == [shard]
+    cu.fail["cuLaunchKernel"] = CUresult.CUDA_ERROR_OUT_OF_MEMORY
+    with pytest.raises(DeviceError, match="cuLaunchKernel failed"):
+        on.submit(Run(request(FAST, 1), 0, blocks=(0, 1), limits={1: 0}))
+    del cu.fail["cuLaunchKernel"]
+    on.submit(slow := Run(request(SLOW), 1, workers=100))
+    assert ended(on) == [slow]
+    on.submit(last := Run(request(FAST, 2), 0, blocks=(0, 1), limits={1: 0}))
+    assert ended(on) == [last]
+    on.close()
+    assert cu.leaks() == []
+
+
 def test_a_run_whose_graph_cannot_be_made_is_as_if_it_had_never_been(cu: FakeDriver) -> None:
     for name in ("cuda:0", "cuda:0/16"):
         on = opened(name=name)

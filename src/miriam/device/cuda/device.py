@@ -213,7 +213,8 @@ class CudaDevice:
             self._dispatcher.go_on(lane)
             return
         lane, request = self._lanes[command.lane], command.request
-        if request not in self._left:
+        begins = request not in self._left
+        if begins:
             work = self._work(request.task, lane)
             if request.inputs is not None and not self._stage(command, work):
                 return
@@ -233,6 +234,10 @@ class CudaDevice:
             lane.flying.pop()
             self._flying -= 1
             lane.begun, lane.passing = min(lane.begun, len(lane.flying)), None
+            if begins:
+                del self._left[request]
+                if (staged := self._staged.pop(request, None)) is not None:
+                    staged.close()
             raise
 
     def events(self, until_us: float) -> Iterator[Event]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import partial
 
 from miriam.device.base import Run
 from miriam.device.cuda.control import Control
@@ -13,7 +14,8 @@ from miriam.device.cuda.lane import CudaLane
 from miriam.device.cuda.limits import Limits
 from miriam.device.cuda.place import Place
 from miriam.device.cuda.transfer import Staged
-from miriam.device.cuda.work import Plan, Work
+from miriam.device.cuda.warm import Warmer
+from miriam.device.cuda.work import Holds, Plan, Work
 from miriam.elastic.pauses import spans
 from miriam.elastic.state import ALL
 from miriam.errors import DeviceError
@@ -78,8 +80,7 @@ class Dispatcher:
                     staged.feed(work.instance, lane.stream)
             if run.blocks is not None:
                 with self._once(lane, work, "shard", run.first, run.threads):
-                    work.shard(lane, run.first, run.blocks, run.threads)
-                self._hold(run)
+                    self._held(run, partial(work.shard, lane, run.first, run.blocks, run.threads))
                 continue
             narrow = None
             if elastic:
@@ -91,9 +92,8 @@ class Dispatcher:
             if in_passes:
                 with self._once(lane, work, lane, "pass", False):
                     work.single(lane, narrow=False)
-                self._hold(run)
                 lane.passing = work
-                self.go_on(lane)
+                self._held(run, partial(self.go_on, lane))
             else:
                 self._launch(work, lane, run, narrow)
                 if staged is not None:
@@ -163,7 +163,9 @@ class Dispatcher:
                 key = (work, run.first, run.last, narrow, cut, hold, *run.limits)
                 plan = lane.plans.get(key)
                 if plan is not None:
-                    self._enqueue(plan, lane, run, ahead=not hold)
+                    self._enqueue(run, plan.holds, partial(plan.graph.launch, lane.stream), ahead=not hold)
+                    if plan.warmer is not None:
+                        self._warm(plan.warmer, lane, run)
                     return
             with self._loading():
                 holds = self._limits.of(run.limits)
@@ -180,34 +182,33 @@ class Dispatcher:
                     key = (work, run.first, run.last, narrow, spanned, inside, *run.limits)
                     lane.plans[key] = Plan(graph, holds, warmer)
 
-    def _enqueue(self, plan: Plan, lane: CudaLane, run: Run, *, ahead: bool) -> None:
-        """Enqueue the graph of a run, and a hold in front of it if that is to come ``ahead``."""
+    def _held(self, run: Run, launch: Callable[[], None]) -> None:
+        """Enqueue a run whose limits hold until :meth:`_hear` ends them; of those whose graphs do not see to that."""
+        with self._aside() if run.limits else _HERE:
+            holds = self._limits.of(run.limits)
+        self._enqueue(run, holds, launch, ahead=True)
+
+    def _enqueue(self, run: Run, holds: Holds, launch: Callable[[], None], *, ahead: bool) -> None:
+        """Enqueue a run, and a hold in front of it if that is to come ``ahead``; nobody is held if that fails."""
         held = False
         self._limits.book(run.limits)
         try:
             if ahead:
-                self._limits.hold(plan.holds)
+                self._limits.hold(holds)
                 held = True
-            plan.graph.launch(lane.stream)
+            launch()
         except BaseException:
             with suppress(DeviceError):  # of a driver that does nothing any more: the first one says why
                 if held:
-                    self._limits.hold(plan.holds, -1)
+                    self._limits.hold(holds, -1)
                 self._limits.strike(run.limits)
             raise
-        if plan.warmer is not None:
-            try:
-                plan.warmer.enqueue(lane.beside)
-            except DeviceError as error:  # the run is under way, and does without
-                self._say(f"weights of {run.request.task.name} were not asked for: {error}")
 
-    def _hold(self, run: Run) -> None:
-        """Hold the lanes that a run limits, until :meth:`_hear` lets them go; for runs whose graphs do not."""
-        if run.limits:
-            with self._aside():
-                holds = self._limits.of(run.limits)
-            self._limits.book(run.limits)
-            self._limits.hold(holds)
+    def _warm(self, warmer: Warmer, lane: CudaLane, run: Run) -> None:
+        try:
+            warmer.enqueue(lane.beside)
+        except DeviceError as error:  # the run is under way, and does without
+            self._say(f"weights of {run.request.task.name} were not asked for: {error}")
 
     def go_on(self, lane: CudaLane) -> None:
         """Enqueue the next pass of the inference under way, where the host does that and the limit lets it run."""

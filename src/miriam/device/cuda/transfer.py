@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from itertools import accumulate
 from typing import Any, overload
 from weakref import WeakSet
@@ -29,6 +30,7 @@ _CHUNK_BYTES = 2 << 20
 _SMALL_BYTES = 64 << 10  # outputs that are copied out at once, which takes a few us
 
 
+@lru_cache(64)  # NumPy takes microseconds to find a type, and to spell one
 def host_type(dtype: str) -> np.dtype[Any]:
     """NumPy's type of that name, or ml_dtypes'; where that is not there, bits of the same size."""
     with suppress(TypeError):
@@ -38,6 +40,11 @@ def host_type(dtype: str) -> np.dtype[Any]:
 
         return np.dtype(dtype)
     return np.dtype(f"uint{8 * Tensor('', dtype, (), (), Pointer(0)).item_bytes}")
+
+
+@lru_cache(64)
+def _name(dtype: np.dtype[Any]) -> str:
+    return dtype.name
 
 
 class Transfer:
@@ -199,7 +206,7 @@ class Staged(Sequence[View]):
         """
         thing = thing.detach() if hasattr(thing, "detach") else thing
         if isinstance(thing, np.ndarray | np.generic):
-            self._write(tensor, np.asarray(thing), thing.dtype.name)
+            self._write(tensor, np.asarray(thing), _name(thing.dtype))
         elif is_unread(thing):
             self._read(tensor, thing)
         elif hasattr(thing, "__dlpack_device__") and int(thing.__dlpack_device__()[0]) in HOSTS:
@@ -213,11 +220,11 @@ class Staged(Sequence[View]):
     def _write(self, tensor: Tensor, array: np.ndarray[Any, Any], dtype: str) -> None:
         """Copy an input of the host."""
         target = self._target(tensor, dtype, array.shape)
-        np.copyto(target, array if array.dtype.name == target.dtype.name else array.view(target.dtype))
+        np.copyto(target, array if _name(array.dtype) == _name(target.dtype) else array.view(target.dtype))
 
     def _read(self, tensor: Tensor, thing: Unread) -> None:
         """Read an input to where the GPU fetches it."""
-        target = self._target(tensor, thing.dtype.name, thing.shape)
+        target = self._target(tensor, _name(thing.dtype), thing.shape)
         if target.flags.c_contiguous and target.dtype == thing.dtype:
             thing.read_into(target)
         else:
