@@ -17,10 +17,13 @@ need_gpu()
 from soak import CRITICAL, NORMAL, soak
 
 from miriam import zoo
+from miriam.bench.arrivals import Closed, SeededTraffic, Uniform
+from miriam.coordinator import coordinate
 from miriam.device.base import Lane, Limit, Run
 from miriam.device.cuda.device import CudaDevice
 from miriam.device.cuda.work import Codes
-from miriam.policy import NAMES
+from miriam.policy import NAMES, create
+from miriam.policy.base import Setting
 from miriam.task import Request, Task
 
 pytestmark = LENIENT
@@ -78,6 +81,21 @@ def test_outputs_are_right_under_every_policy(codes: Codes, policy: str, device:
         assert served, name
         assert compared, name
         assert not wrong, name
+
+
+def test_outputs_of_a_long_inference_that_is_cut_are_right(codes: Codes) -> None:
+    long = Task("long", zoo.load("resnet152-b1"), 0)
+    on = CudaDevice("cuda:0", zoo.profiles(), codes=codes, verify=True)
+    try:
+        tasks = [_FAST, long]
+        policy = create("resident", Setting(tasks, on.geometry, {t.name: on.launch_us(t.program) for t in tasks}))
+        traffic = SeededTraffic([(_FAST, Uniform(1500.0)), (long, Closed(2))], 1e6, 0)
+        served = {request.task.name for request in coordinate(on, policy, traffic, 1e6)}
+        assert served == {"fast", "long"}
+        assert on._lanes[1].pauses.cut
+        assert not any(_wrong(on).values())
+    finally:
+        on.close()
 
 
 def test_outputs_are_right_however_a_task_is_run(on: CudaDevice) -> None:
