@@ -398,16 +398,20 @@ def test_who_had_nothing_to_do_for_long_does_not_hang(cu: FakeDriver, clock: Lat
         on.device.wake(clock.now_us + us)  # so that it looks for signs of life, whatever there is to do
         return list(on.coordinator.run(clock.now_us + us))
 
+    def ends() -> list[Request]:
+        """What has ended when something has, however slow this machine is."""
+        return next((done for _ in range(2000) if (done := within(5e3))), [])
+
     for _ in range(3):
         first = on.offer(CRITICAL, [given_for(CRITICAL)])
-        assert within(5e3) == [first]
+        assert ends() == [first]
         clock.ahead_us += 1e6 * away_s
         cu.auto = False
         late = on.offer(CRITICAL, [given_for(CRITICAL, 3)])
         assert within(5e3) == []
         cu.auto = True
         cu.run()
-        assert within(5e3) == [late]
+        assert ends() == [late]
         assert np.array_equal(late.outputs[0], 2 * given_for(CRITICAL, 3))
         clock.ahead_us += 1e6 * away_s
     on.stop()
